@@ -32,7 +32,7 @@ _ROOM_OF_NAME = {
     "SGDR": "training",
     "merge_and_update": "training",
     "SharedFit": "training",
-    "show_versions": "_core",
+    "show_versions": "_core.versions",
     "WeightshareError": "errors",
     "DivergedError": "errors",
 }

@@ -1,0 +1,8 @@
+"""Training with shared weights: optimizer steps, merge-and-update, small networks."""
+
+from __future__ import annotations
+
+from weightshare.training.merge_and_update import SharedFit, merge_and_update
+from weightshare.training.step import GD, SGD, SGDR
+
+__all__ = ["GD", "SGD", "SGDR", "SharedFit", "merge_and_update"]
