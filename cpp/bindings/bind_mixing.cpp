@@ -25,15 +25,16 @@ void mix_arrays(const std::vector<py::array>& out, const std::vector<py::array>&
   check_overlap(targets, read);
   const Execution how = execution(threads);
   const py::gil_scoped_release unlocked;
-  mix(targets, sources, {coefficients, n_coefficients}, {base ? &from : nullptr, start ? &onto : nullptr}, how);
+  mix(targets, sources, {coefficients, n_coefficients}, {base ? &from : nullptr, start ? &onto : nullptr},
+      how);
 }
 
 }  // namespace
 
 void bind_mixing(py::module_& parent) {
   auto m = parent.def_submodule("mixing", "Mixing of tensors: out_i = sum_j a_ij w_j.");
-  m.def("mix", &mix_arrays, "out"_a, "w"_a, "a"_a, "base"_a = py::none(), "threads"_a = 1, "start"_a = py::none(),
-      "Mix n arrays into m, in place in `out`; see weightshare/mixing.hpp.");
+  m.def("mix", &mix_arrays, "out"_a, "w"_a, "a"_a, "base"_a = py::none(), "threads"_a = 1,
+      "start"_a = py::none(), "Mix n arrays into m, in place in `out`; see weightshare/mixing.hpp.");
 }
 
 }  // namespace weightshare

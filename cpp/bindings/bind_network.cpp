@@ -20,8 +20,8 @@ Activation activation_of(const std::string& name) {
 }
 
 std::size_t extent(const py::array& array, const std::string& name, py::ssize_t axis) {
-  require<ShapeError>(array.ndim() == 2,
-      name + ": expected two dimensions, got " + std::to_string(array.ndim()));
+  require<ShapeError>(
+      array.ndim() == 2, name + ": expected two dimensions, got " + std::to_string(array.ndim()));
   return static_cast<std::size_t>(array.shape(axis));
 }
 
@@ -89,17 +89,19 @@ bool is_double(const Arrays& weights) {
 
 void bind_network(py::module_& parent) {
   auto m = parent.def_submodule("network", "Multi-layer perceptrons, float32 or float64.");
-  m.def("forward",
+  m.def(
+      "forward",
       [](const py::array& out, const Arrays& weights, const Arrays& biases, const std::string& activation,
           const py::array& x) {
         (is_double(weights) ? forward_as<double> : forward_as<float>)(out, weights, biases, activation, x);
       },
       "out"_a, "weights"_a, "biases"_a, "activation"_a, "x"_a, "Logits of a perceptron, into `out`.");
-  m.def("loss_and_gradient",
+  m.def(
+      "loss_and_gradient",
       [](const Arrays& weight_gradients, const Arrays& bias_gradients, const Arrays& weights,
           const Arrays& biases, const std::string& activation, const py::array& x, const py::array& labels) {
-        return (is_double(weights) ? gradient_as<double> : gradient_as<float>)(
-            weight_gradients, bias_gradients, weights, biases, activation, x, labels);
+        return (is_double(weights) ? gradient_as<double> : gradient_as<float>)(weight_gradients,
+            bias_gradients, weights, biases, activation, x, labels);
       },
       "weight_gradients"_a, "bias_gradients"_a, "weights"_a, "biases"_a, "activation"_a, "x"_a, "labels"_a,
       "Mean cross-entropy; writes its gradient.");

@@ -39,8 +39,8 @@ void sums_of(const py::array& out, const Arrays& w, const Base& base, int thread
   sums(arguments.family(), {result, w.size()}, arguments.how);
 }
 
-void inner_products_of(const py::array& out, const Arrays& w, const Base& base, const Shift& shift,
-    int threads) {
+void inner_products_of(
+    const py::array& out, const Arrays& w, const Base& base, const Shift& shift, int threads) {
   const Arguments arguments(w, base, shift, threads);
   double* result = writable_numbers<double>(out, "out", arguments.pairs());
   const py::gil_scoped_release unlocked;
@@ -54,8 +54,8 @@ void squared_distances_of(const py::array& out, const Arrays& w, int threads) {
   squared_distances(arguments.family(), {result, arguments.pairs()}, arguments.how);
 }
 
-void count_signs_of(const py::array& same, const py::array& both, const Arrays& w, const Base& base,
-    int threads) {
+void count_signs_of(
+    const py::array& same, const py::array& both, const Arrays& w, const Base& base, int threads) {
   const Arguments arguments(w, base, {}, threads);
   auto* equal = writable_numbers<std::int64_t>(same, "same", arguments.pairs());
   auto* nonzero = writable_numbers<std::int64_t>(both, "both", arguments.pairs());
@@ -84,7 +84,8 @@ void bind_similarity(py::module_& parent) {
   m.def("count_signs", &count_signs_of, "same"_a, "both"_a, "w"_a, "base"_a = py::none(), "threads"_a = 1,
       "Elements non-zero in both of a pair, and of those the ones of equal sign.");
   m.def("row_cosine_sums", &row_cosine_sums_of, "out"_a, "w"_a, "n_columns"_a, "base"_a = py::none(),
-      "shift"_a = Shift{}, "threads"_a = 1, "out[i, j] = sum over rows of the cosine of that row in w[i] and w[j].");
+      "shift"_a = Shift{}, "threads"_a = 1,
+      "out[i, j] = sum over rows of the cosine of that row in w[i] and w[j].");
 }
 
 }  // namespace weightshare

@@ -32,4 +32,6 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "cpu_probe", "Which instruction
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit_cpu_probe() { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit_cpu_probe() {
+  return PyModule_Create(&definition);
+}

@@ -48,7 +48,9 @@ Range range_of(const ConstBuffer& buffer) {
   return {begin, begin + buffer.count * size_of(buffer.element)};
 }
 
-bool overlap(const Range& a, const Range& b) { return a.begin < b.end && b.begin < a.end; }
+bool overlap(const Range& a, const Range& b) {
+  return a.begin < b.end && b.begin < a.end;
+}
 
 bool same(const ConstBuffer& a, const ConstBuffer& b) {
   return a.data == b.data && a.count == b.count && a.element == b.element;
@@ -93,8 +95,8 @@ const Number* numbers(const py::array& array, const std::string& name, std::size
   }
   check_layout(array, name);
   const auto size = static_cast<std::size_t>(array.size());
-  require<ShapeError>(size == count,
-      name + ": expected " + std::to_string(count) + " elements, got " + std::to_string(size));
+  require<ShapeError>(
+      size == count, name + ": expected " + std::to_string(count) + " elements, got " + std::to_string(size));
   return static_cast<const Number*>(array.data());
 }
 

@@ -33,8 +33,7 @@ float float_of_f16(std::uint16_t half) {
   const std::uint32_t normal = shifted + kRebias;
   const std::uint32_t quiet = (shifted & 0x007fffffU) != 0 ? 0x00400000U : 0U;
   const std::uint32_t infinite = (shifted + 2 * kRebias) | 0x7f800000U | quiet;
-  const float subnormal =
-      std::bit_cast<float>(normal + (1U << 23U)) - std::bit_cast<float>(113U << 23U);
+  const float subnormal = std::bit_cast<float>(normal + (1U << 23U)) - std::bit_cast<float>(113U << 23U);
   std::uint32_t bits = exponent == 0x0f800000U ? infinite : normal;
   bits = exponent == 0U ? std::bit_cast<std::uint32_t>(subnormal) : bits;
   return std::bit_cast<float>(bits | sign);

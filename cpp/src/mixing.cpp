@@ -18,7 +18,8 @@ namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 16U;  // elements that a thread takes at a time
 constexpr std::size_t kScratchBytes = 192 * 1024;      // stays in the second-level cache
-constexpr std::size_t kStreamingBytes = std::size_t{24} << 20U;  // past this the results leave the caches anyhow
+constexpr std::size_t kStreamingBytes = std::size_t{24}
+                                        << 20U;  // past this the results leave the caches anyhow
 constexpr std::size_t kRowsAtOnce = 4;
 constexpr std::size_t kVectorsAtOnce = 2;
 
@@ -45,8 +46,8 @@ std::vector<Row<Real>> rows_of(std::span<const double> a, std::size_t n) {
 
 /// sums[r][x] = Σ_j a[r][j] w[j][x] for R dense rows at once, x in whole vectors.
 template <class Real, std::size_t R>
-void combine_dense(const Row<Real>* rows, const Real* const* w, std::size_t n, Real* const* sums,
-    std::size_t count) {
+void combine_dense(
+    const Row<Real>* rows, const Real* const* w, std::size_t n, Real* const* sums, std::size_t count) {
   constexpr std::size_t kStep = kVectorsAtOnce * kWidth<Real>;
   const Real* a[R];
   Real* targets[R];
@@ -129,8 +130,7 @@ void stream(const void* source, void* target, std::size_t bytes) {
   auto* to = static_cast<std::byte*>(target) + head;
   std::size_t left = bytes - head;
   for (; left >= 16; left -= 16, from += 16, to += 16) {
-    _mm_stream_si128(
-        reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
   std::memcpy(to, from, left);
 #else
@@ -287,7 +287,8 @@ void check(std::span<const Buffer> out, std::span<const ConstBuffer> w, std::spa
   for (const Buffer& target : out) {
     fits = fits && target.count == count;
   }
-  require<ShapeError>(fits, "mix: all inputs, outputs, the base and the start must have the same number of elements");
+  require<ShapeError>(
+      fits, "mix: all inputs, outputs, the base and the start must have the same number of elements");
 }
 
 template <class Real>
@@ -295,9 +296,8 @@ void mix_as(std::span<const Buffer> out, std::span<const ConstBuffer> w, std::sp
     const Origin& origin, const Execution& execution) {
   const Mixer<Real> mixer(out, w, a, origin);
   const std::size_t count = w[0].count;
-  for_blocks((count + kChunk - 1) / kChunk, execution, [&](std::size_t chunk) {
-    mixer.mix_chunk(chunk * kChunk, std::min(count, (chunk + 1) * kChunk));
-  });
+  for_blocks((count + kChunk - 1) / kChunk, execution,
+      [&](std::size_t chunk) { mixer.mix_chunk(chunk * kChunk, std::min(count, (chunk + 1) * kChunk)); });
 }
 
 }  // namespace
@@ -306,7 +306,8 @@ void mix(std::span<const Buffer> out, std::span<const ConstBuffer> w, std::span<
     const Origin& origin, const Execution& execution) {
   check(out, w, a, origin);
   const auto is_wide = [](const ConstBuffer& buffer) { return buffer.element == Element::f64; };
-  const bool wide = std::any_of(w.begin(), w.end(), is_wide) || std::any_of(out.begin(), out.end(), is_wide) ||
+  const bool wide = std::any_of(w.begin(), w.end(), is_wide) ||
+                    std::any_of(out.begin(), out.end(), is_wide) ||
                     (origin.base != nullptr && is_wide(*origin.base)) ||
                     (origin.start != nullptr && is_wide(*origin.start));
   if (wide) {

@@ -23,7 +23,9 @@ using ConstRow = Eigen::Map<const Eigen::Matrix<Real, 1, Eigen::Dynamic>>;
 template <class Real>
 using Row = Eigen::Map<Eigen::Matrix<Real, 1, Eigen::Dynamic>>;
 
-Eigen::Index index(std::size_t size) { return static_cast<Eigen::Index>(size); }
+Eigen::Index index(std::size_t size) {
+  return static_cast<Eigen::Index>(size);
+}
 
 template <class Real>
 ConstMap<Real> weight_of(const Dense<Real>& layer) {
@@ -75,8 +77,8 @@ void deactivate(Activation activation, const Matrix<Real>& y, Matrix<Real>& delt
 
 /// The values of all layers: what each gives to the next, and last the logits.
 template <class Real>
-std::vector<Matrix<Real>> values_of(std::span<const Dense<Real>> layers, Activation activation,
-    const Real* x, std::size_t n_rows) {
+std::vector<Matrix<Real>> values_of(
+    std::span<const Dense<Real>> layers, Activation activation, const Real* x, std::size_t n_rows) {
   check(layers);
   std::vector<Matrix<Real>> values(layers.size());
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -114,16 +116,16 @@ void check_labels(const std::int64_t* labels, std::size_t n_rows, std::size_t n_
   require<ShapeError>(n_rows > 0, "network: needs at least one sample");
   for (std::size_t i = 0; i < n_rows; ++i) {
     require<ArgumentError>(labels[i] >= 0 && static_cast<std::size_t>(labels[i]) < n_classes,
-        "network: label " + std::to_string(labels[i]) + " of sample " + std::to_string(i) + " is not in [0, " +
-            std::to_string(n_classes) + ")");
+        "network: label " + std::to_string(labels[i]) + " of sample " + std::to_string(i) +
+            " is not in [0, " + std::to_string(n_classes) + ")");
   }
 }
 
 }  // namespace
 
 template <class Real>
-void forward(std::span<const Dense<Real>> layers, Activation activation, const Real* x,
-    std::size_t n_rows, Real* out) {
+void forward(std::span<const Dense<Real>> layers, Activation activation, const Real* x, std::size_t n_rows,
+    Real* out) {
   const std::vector<Matrix<Real>> values = values_of(layers, activation, x, n_rows);
   std::copy_n(values.back().data(), values.back().size(), out);
 }
@@ -152,10 +154,11 @@ double loss_and_gradient(std::span<const Dense<Real>> layers, Activation activat
 }
 
 template void forward<float>(std::span<const Dense<float>>, Activation, const float*, std::size_t, float*);
-template void forward<double>(std::span<const Dense<double>>, Activation, const double*, std::size_t, double*);
-template double loss_and_gradient<float>(std::span<const Dense<float>>, Activation, const float*,
-    const std::int64_t*, std::size_t);
-template double loss_and_gradient<double>(std::span<const Dense<double>>, Activation, const double*,
-    const std::int64_t*, std::size_t);
+template void forward<double>(
+    std::span<const Dense<double>>, Activation, const double*, std::size_t, double*);
+template double loss_and_gradient<float>(
+    std::span<const Dense<float>>, Activation, const float*, const std::int64_t*, std::size_t);
+template double loss_and_gradient<double>(
+    std::span<const Dense<double>>, Activation, const double*, const std::int64_t*, std::size_t);
 
 }  // namespace weightshare

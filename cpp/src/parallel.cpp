@@ -49,8 +49,8 @@ class Blocks {
   std::exception_ptr error_;
 };
 
-void work(Blocks& blocks, const std::function<void(std::size_t)>& body,
-    const std::function<void()>& poll, bool is_caller) {
+void work(Blocks& blocks, const std::function<void(std::size_t)>& body, const std::function<void()>& poll,
+    bool is_caller) {
   try {
     for (std::size_t block = 0; blocks.take(block);) {
       body(block);
@@ -73,8 +73,8 @@ bool must_be_serial() {
 
 }  // namespace
 
-void for_blocks(std::size_t n_blocks, const Execution& execution,
-    const std::function<void(std::size_t)>& body) {
+void for_blocks(
+    std::size_t n_blocks, const Execution& execution, const std::function<void(std::size_t)>& body) {
   Blocks blocks(n_blocks);
   if (n_blocks <= 1 || execution.threads <= 1 || must_be_serial()) {
     work(blocks, body, execution.poll, true);

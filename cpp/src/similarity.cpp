@@ -18,14 +18,16 @@ namespace {
 
 constexpr std::size_t kLanes = 4;  // fixed, so that sums do not depend on the instruction set
 constexpr std::size_t kVectors = kLanes / kWidth<double>;
-constexpr std::size_t kBlock = 256;                     // elements of each tensor in the first-level cache
+constexpr std::size_t kBlock = 256;                    // elements of each tensor in the first-level cache
 constexpr std::size_t kChunk = std::size_t{1} << 17U;  // elements summed apart, whatever the threads
 constexpr std::size_t kRows = 2;
 constexpr std::size_t kColumns = 4;
 
 using Lanes = Vector<double>[kVectors];
 
-std::size_t padded(std::size_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
+std::size_t padded(std::size_t n) {
+  return (n + kColumns - 1) / kColumns * kColumns;
+}
 
 std::size_t check(const Family& family) {
   require<ShapeError>(!family.w.empty(), "similarity: needs at least one tensor");
@@ -177,12 +179,14 @@ class PairSums {
   std::vector<double> lanes_;
 };
 
-std::size_t chunks_of(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
+std::size_t chunks_of(std::size_t count, std::size_t size) {
+  return (count + size - 1) / size;
+}
 
 /// out = Σ over chunks of what `sum_chunk` leaves in its part, added in the order of the chunks.
 template <class Number, class SumChunk>
-void sum_over_chunks(std::size_t n_chunks, std::span<Number> out, const Execution& execution,
-    const SumChunk& sum_chunk) {
+void sum_over_chunks(
+    std::size_t n_chunks, std::span<Number> out, const Execution& execution, const SumChunk& sum_chunk) {
   std::vector<Number> parts(n_chunks * out.size());
   for_blocks(n_chunks, execution, [&](std::size_t chunk) {
     sum_chunk(chunk, std::span<Number>(parts).subspan(chunk * out.size(), out.size()));
@@ -236,8 +240,8 @@ void add_row_cosines(const PairSums<Term>& pairs, std::size_t n, std::span<doubl
 }
 
 template <class Term>
-void sum_row_cosines(const Family& family, std::size_t n_columns, std::span<double> out,
-    const Execution& execution) {
+void sum_row_cosines(
+    const Family& family, std::size_t n_columns, std::span<double> out, const Execution& execution) {
   const std::size_t count = check(family);
   const std::size_t n = family.w.size();
   check_pairs(family, out.size());
@@ -245,16 +249,17 @@ void sum_row_cosines(const Family& family, std::size_t n_columns, std::span<doub
       "similarity: " + std::to_string(count) + " elements are no whole rows of " + std::to_string(n_columns));
   const std::size_t n_rows = count / n_columns;
   const std::size_t rows_at_once = std::max<std::size_t>(1, kChunk / n_columns);
-  sum_over_chunks(chunks_of(n_rows, rows_at_once), out, execution, [&](std::size_t chunk, std::span<double> part) {
-    Panel panel(family);
-    PairSums<Term> pairs(n);
-    const std::size_t stop = std::min(n_rows, (chunk + 1) * rows_at_once);
-    for (std::size_t row = chunk * rows_at_once; row < stop; ++row) {
-      pairs.clear();
-      add_run(panel, pairs, row * n_columns, (row + 1) * n_columns);
-      add_row_cosines(pairs, n, part);
-    }
-  });
+  sum_over_chunks(
+      chunks_of(n_rows, rows_at_once), out, execution, [&](std::size_t chunk, std::span<double> part) {
+        Panel panel(family);
+        PairSums<Term> pairs(n);
+        const std::size_t stop = std::min(n_rows, (chunk + 1) * rows_at_once);
+        for (std::size_t row = chunk * rows_at_once; row < stop; ++row) {
+          pairs.clear();
+          add_run(panel, pairs, row * n_columns, (row + 1) * n_columns);
+          add_row_cosines(pairs, n, part);
+        }
+      });
 }
 
 /// For 64 elements of one tensor, which are above and which are below zero.
@@ -323,25 +328,26 @@ void count_signs(const Family& family, std::span<std::int64_t> same, std::span<s
   check_pairs(family, same.size());
   check_pairs(family, both.size());
   std::vector<std::int64_t> totals(2 * same.size());
-  sum_over_chunks(chunks_of(count, kChunk), std::span(totals), execution, [&](std::size_t chunk, std::span<std::int64_t> part) {
-    Panel panel(unshifted);
-    std::vector<Signs> signs(family.w.size());
-    const std::size_t stop = std::min(count, (chunk + 1) * kChunk);
-    for (std::size_t x = chunk * kChunk; x < stop; x += 64) {
-      const std::size_t length = std::min<std::size_t>(64, stop - x);
-      panel.read(x, length);
-      for (std::size_t j = 0; j < signs.size(); ++j) {
-        signs[j] = signs_of(panel.row(j), length);
-      }
-      add_sign_counts(signs, part);
-    }
-  });
+  sum_over_chunks(chunks_of(count, kChunk), std::span(totals), execution,
+      [&](std::size_t chunk, std::span<std::int64_t> part) {
+        Panel panel(unshifted);
+        std::vector<Signs> signs(family.w.size());
+        const std::size_t stop = std::min(count, (chunk + 1) * kChunk);
+        for (std::size_t x = chunk * kChunk; x < stop; x += 64) {
+          const std::size_t length = std::min<std::size_t>(64, stop - x);
+          panel.read(x, length);
+          for (std::size_t j = 0; j < signs.size(); ++j) {
+            signs[j] = signs_of(panel.row(j), length);
+          }
+          add_sign_counts(signs, part);
+        }
+      });
   std::copy_n(totals.begin(), same.size(), same.begin());
   std::copy_n(totals.begin() + static_cast<std::ptrdiff_t>(same.size()), both.size(), both.begin());
 }
 
-void row_cosine_sums(const Family& family, std::size_t n_columns, std::span<double> out,
-    const Execution& execution) {
+void row_cosine_sums(
+    const Family& family, std::size_t n_columns, std::span<double> out, const Execution& execution) {
   if (products_are_exact(family)) {
     sum_row_cosines<ExactProduct>(family, n_columns, out, execution);
   } else {

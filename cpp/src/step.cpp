@@ -81,8 +81,8 @@ void step_run(const Rule<Real>& rule, const Buffer& w, const ConstBuffer& g, con
 }
 
 template <class Real>
-void step_as(const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step,
-    const Execution& execution) {
+void step_as(
+    const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step, const Execution& execution) {
   require<ElementError>(v.count == 0 || v.element == kElementOf<Real>,
       std::string("step: the velocity must be ") + name_of(kElementOf<Real>) + ", got " + name_of(v.element));
   const Rule<Real> rule(step);
@@ -93,8 +93,8 @@ void step_as(const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step&
 
 }  // namespace
 
-void sgd_step(const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step,
-    const Execution& execution) {
+void sgd_step(
+    const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step, const Execution& execution) {
   require<ShapeError>(g.count == w.count, "step: the gradient has " + std::to_string(g.count) +
                                               " elements, the parameters " + std::to_string(w.count));
   require<ShapeError>(v.count == w.count || (v.count == 0 && step.momentum == 0.0),

@@ -38,7 +38,7 @@ _ROOM_OF_NAME = {
 }
 _ROOMS = ("sharing", "checkpoint", "merging", "recipes", "training", "datasets", "errors")
 
-__all__ = ["__version__", *_ROOM_OF_NAME, *_ROOMS]
+__all__ = ["__version__", *_ROOM_OF_NAME, *_ROOMS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:

@@ -23,9 +23,7 @@ struct Buffer {
   std::size_t count = 0;
   Element element = Element::f32;
 
-  void* at(std::size_t index) const {
-    return static_cast<std::byte*>(data) + index * size_of(element);
-  }
+  void* at(std::size_t index) const { return static_cast<std::byte*>(data) + index * size_of(element); }
   operator ConstBuffer() const { return {data, count, element}; }
 };
 

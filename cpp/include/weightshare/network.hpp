@@ -24,8 +24,8 @@ struct Dense {
 /// x (n_rows, first n_in). Hidden layers use `activation`, the last layer none. Throws ShapeError when
 /// the layers do not fit each other.
 template <class Real>
-void forward(std::span<const Dense<Real>> layers, Activation activation, const Real* x,
-    std::size_t n_rows, Real* out);
+void forward(
+    std::span<const Dense<Real>> layers, Activation activation, const Real* x, std::size_t n_rows, Real* out);
 
 /// Mean cross-entropy of the softmax of the last layer over n_rows samples, and its gradient.
 ///

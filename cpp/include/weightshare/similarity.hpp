@@ -37,7 +37,7 @@ void count_signs(const Family& family, std::span<std::int64_t> same, std::span<s
 
 /// Sums over the rows of a (n_rows, n_columns) tensor of the cosines between equal rows of all pairs;
 /// a row of zeros has cosine 0 with every row. out (n, n) float64; out_ii is NaN when w_i is not finite.
-void row_cosine_sums(const Family& family, std::size_t n_columns, std::span<double> out,
-    const Execution& execution);
+void row_cosine_sums(
+    const Family& family, std::size_t n_columns, std::span<double> out, const Execution& execution);
 
 }  // namespace weightshare

@@ -23,7 +23,7 @@ struct Step {
 /// v  velocity, f32 (f64 when w is f64), same count; not looked at when momentum is 0 (count 0 is legal)
 /// Throws ShapeError or ElementError when they do not fit.
 /// Source: Sutskever et al. 2013 (momentum, Nesterov); Loshchilov & Hutter 2019, arXiv:1711.05101 (decay).
-void sgd_step(const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step,
-    const Execution& execution);
+void sgd_step(
+    const Buffer& w, const ConstBuffer& g, const Buffer& v, const Step& step, const Execution& execution);
 
 }  // namespace weightshare

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from weightshare._core import cpu_probe
 
@@ -27,13 +28,13 @@ def _choose(wanted: str | None, runnable: tuple[str, ...]) -> str:
 level = _choose(os.environ.get("WEIGHTSHARE_ISA"), cpu_probe.levels())
 _native = import_module(f"weightshare._core.{level}.native")
 
-mixing = _native.mixing
-network = _native.network
-parallel = _native.parallel
-similarity = _native.similarity
-step = _native.step
-for _room in ("mixing", "network", "parallel", "similarity", "step"):
-    sys.modules[f"{__name__}.{_room}"] = getattr(_native, _room)
+if TYPE_CHECKING:
+    from weightshare._core import mixing, network, parallel, similarity, step
+else:
+    for _room in ("mixing", "network", "parallel", "similarity", "step"):
+        globals()[_room] = sys.modules[f"{__name__}.{_room}"] = getattr(_native, _room)
 
 # libgomp's threads do not survive a fork: a child that used them would hang.
 os.register_at_fork(after_in_child=parallel.after_fork_in_child)
+
+__all__ = ["level", "mixing", "network", "parallel", "similarity", "step"]

@@ -41,7 +41,9 @@ def as_array(value: Any, argument: str) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ShapeError(f"{argument}: expected an array, got a ragged sequence ({error})") from None
+        raise ShapeError(
+            f"{argument}: expected an array, got a ragged sequence ({error})"
+        ) from None
     if array.dtype.kind in "iu" and not hasattr(value, "dtype"):
         array = array.astype(np.float64)
     if array.dtype.kind in "OSUMmc" or array.dtype.names is not None:
@@ -75,7 +77,9 @@ def as_numbers(value: Any, argument: str) -> NDArray[np.float64]:
     if not np.isfinite(numbers).all():
         first = np.argwhere(~np.isfinite(np.atleast_1d(numbers)))[0]
         place = ", ".join(map(str, first))
-        raise ArgumentError(f"{argument}: expected finite numbers, got NaN or infinity at [{place}]")
+        raise ArgumentError(
+            f"{argument}: expected finite numbers, got NaN or infinity at [{place}]"
+        )
     return numbers
 
 
@@ -228,7 +232,9 @@ def as_model_like(model: Any, family: Family, argument: str) -> dict[str, Array]
     is_mapping = isinstance(model, Mapping)
     if is_mapping != (family.form == "mappings"):
         expected = "a mapping" if family.form == "mappings" else "an array"
-        raise ArgumentTypeError(f"{argument}: expected {expected} like the models, got {type(model).__name__}")
+        raise ArgumentTypeError(
+            f"{argument}: expected {expected} like the models, got {type(model).__name__}"
+        )
     if not is_mapping:
         model = {"": model}
     elif set(model) != set(family.tensors):

@@ -9,7 +9,16 @@ from importlib import metadata
 from weightshare._core import level, parallel
 from weightshare._core.threads import resolve_threads
 
-_PACKAGES = ("numpy", "ml_dtypes", "pyyaml", "click", "tqdm", "scikit-learn", "torch", "safetensors")
+_PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "pyyaml",
+    "click",
+    "tqdm",
+    "scikit-learn",
+    "torch",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:

@@ -85,10 +85,8 @@ def mix(models: Any, A: Any, *, out: Any = None, threads: int | None = None) -> 
     a = np.atleast_2d(a)
     count = resolve_threads(threads)
     _check_integers(family)
-    if out is None:
-        results = _new_results(family, len(a))
-    else:
-        results = _results_in(out, family, len(a), one)
+    m = len(a)
+    results = _new_results(family, m) if out is None else _results_in(out, family, m, one)
     for name, w in family.tensors.items():
         if w[0].dtype in FLOATS:
             _core.mix(results[name], w, a, None, count)
@@ -137,7 +135,9 @@ def share(models: Any, weights: Any = None, *, threads: int | None = None) -> li
     return [values[...] for _ in range(family.n)]
 
 
-def fuse(models: Any, weights: Any = None, *, rescale: str | None = None, threads: int | None = None) -> Any:
+def fuse(
+    models: Any, weights: Any = None, *, rescale: str | None = None, threads: int | None = None
+) -> Any:
     """Fuse n models into a new one, their weighted mean; the models stay as they are.
 
     Parameters
@@ -185,12 +185,23 @@ def fuse(models: Any, weights: Any = None, *, rescale: str | None = None, thread
         target = float(c @ norms(w, threads))
         now = float(norms([parts[name]], threads)[0])
         if now > 0.0:
-            _core.mix([parts[name]], [parts[name]], np.array([[target / now]]), None, resolve_threads(threads))
+            _core.mix(
+                [parts[name]],
+                [parts[name]],
+                np.array([[target / now]]),
+                None,
+                resolve_threads(threads),
+            )
     return fused
 
 
 def transfer(
-    source: Model, target: Model, gamma: float, *, base: Model | None = None, threads: int | None = None
+    source: Model,
+    target: Model,
+    gamma: float,
+    *,
+    base: Model | None = None,
+    threads: int | None = None,
 ) -> Any:
     """Carry weights from a source into a target: only the target's copy changes.
 
@@ -259,7 +270,9 @@ def as_coefficients(A: Any, n: int, argument: str = "A") -> NDArray[np.float64]:
     """Finite coefficients (m, n) or (n,) as float64."""
     a = as_numbers(A, argument)
     if a.ndim not in (1, 2) or a.shape[-1] != n:
-        raise ShapeError(f"{argument}: expected shape (m, {n}) or ({n},) for {n} models, got {a.shape}")
+        raise ShapeError(
+            f"{argument}: expected shape (m, {n}) or ({n},) for {n} models, got {a.shape}"
+        )
     if len(a) == 0:
         raise ShapeError(f"{argument}: expected at least one row, got {a.shape}")
     return a
@@ -334,7 +347,9 @@ def _results_in(out: Any, family: Family, m: int, one: bool) -> dict[str, list[A
 
 def _add_result(results: dict[str, list[Array]], model: Any, family: Family, label: str) -> None:
     if isinstance(model, Mapping) != (family.form == "mappings"):
-        raise ArgumentTypeError(f"{label}: expected the form of the models, got {type(model).__name__}")
+        raise ArgumentTypeError(
+            f"{label}: expected the form of the models, got {type(model).__name__}"
+        )
     if isinstance(model, Mapping) and set(model) != set(family.tensors):
         odd = sorted(map(str, set(model) ^ set(family.tensors)))
         raise NamesError(f"{label}: expected the names of the models; these differ: {odd[:3]}")
@@ -346,7 +361,9 @@ def _add_result(results: dict[str, list[Array]], model: Any, family: Family, lab
 
 def _checked_result(target: Any, like: Array, label: str) -> Array:
     if not isinstance(target, np.ndarray):
-        raise ArgumentTypeError(f"{label}: expected a NumPy array to write to, got {type(target).__name__}")
+        raise ArgumentTypeError(
+            f"{label}: expected a NumPy array to write to, got {type(target).__name__}"
+        )
     if target.shape != like.shape:
         raise ShapeError(f"{label}: expected shape {like.shape}, got {target.shape}")
     if target.dtype != like.dtype or not target.dtype.isnative:

@@ -85,10 +85,12 @@ def similarity(
     origin = {} if base is None else as_model_like(base, family, "base")
     pairs = _Pairs(family, origin, bool(center), resolve_threads(threads))
     combine = _COMBINE[metric]
-    parts = {name: combine.measure(pairs, name) for name in family.floats}
-    parts = {name: part for name, part in parts.items() if part is not None}
+    measured = {name: combine.measure(pairs, name) for name in family.floats}
+    parts = {name: part for name, part in measured.items() if part is not None}
     if not parts:
-        raise ArgumentError(f"models: metric {metric!r} needs float tensors (2-D for procrustes and cka); got none")
+        raise ArgumentError(
+            f"models: metric {metric!r} needs float tensors (2-D for procrustes and cka); got none"
+        )
     if level == "tensor":
         return {name: combine.finish(part) for name, part in parts.items()}
     if combine.mean:
@@ -96,7 +98,9 @@ def similarity(
     return combine.finish(np.sum(list(parts.values()), axis=0))
 
 
-def distance(models: Any, metric: str = "l2", *, level: str = "model", threads: int | None = None) -> Any:
+def distance(
+    models: Any, metric: str = "l2", *, level: str = "model", threads: int | None = None
+) -> Any:
     """Distance of all pairs of n models, from the differences themselves.
 
     Near-equal models do not cancel, as they would in ‖x‖² + ‖y‖² - 2⟨x, y⟩.
@@ -239,7 +243,9 @@ def _check_finite(values: Matrix, family: Family, name: str) -> None:
     finite = np.isfinite(np.diagonal(values) if values.ndim == 2 else values)
     if not finite.all():
         label = family.label(int(np.argmin(finite)), name, "models")
-        raise ArgumentError(f"{label}: expected finite values, got NaN, infinity, or squares that overflow float64")
+        raise ArgumentError(
+            f"{label}: expected finite values, got NaN, infinity, or squares that overflow float64"
+        )
 
 
 def _squared_distances(family: Family, name: str, threads: int) -> Matrix:
@@ -254,7 +260,7 @@ def _squared_distances(family: Family, name: str, threads: int) -> Matrix:
 
 
 def _distance_of(part: Matrix, metric: str) -> Matrix:
-    gaps = np.sqrt(part[0])
+    gaps: Matrix = np.sqrt(part[0])
     if metric == "l2":
         return gaps
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -264,7 +270,8 @@ def _distance_of(part: Matrix, metric: str) -> Matrix:
 def _cosines(products: Matrix) -> Matrix:
     length = np.sqrt(np.diagonal(products))
     scale = np.outer(length, length)
-    cosines = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0.0)
+    cosines: Matrix = np.zeros_like(products)
+    np.divide(products, scale, out=cosines, where=scale > 0.0)
     np.clip(cosines, -1.0, 1.0, out=cosines)
     np.fill_diagonal(cosines, length > 0.0)
     return cosines
@@ -291,7 +298,11 @@ def _cross(pairs: _Pairs, name: str, measure: Callable[[Matrix, Matrix], float])
 
 def _nuclear(x: Matrix, y: Matrix) -> float:
     """Nuclear norm of x yᵀ; for x = y it is the squared norm, so the cosine rule scales it."""
-    return float(np.square(x).sum()) if x is y else float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
+    return (
+        float(np.square(x).sum())
+        if x is y
+        else float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
+    )
 
 
 def _alignment(x: Matrix, y: Matrix) -> float:
@@ -322,4 +333,3 @@ _COMBINE = {
     "procrustes": _Measure(lambda pairs, name: _cross(pairs, name, _nuclear), _cosines, mean=True),
     "cka": _Measure(lambda pairs, name: _cross(pairs, name, _alignment), _cosines, mean=True),
 }
-

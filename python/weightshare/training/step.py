@@ -150,10 +150,13 @@ class SGD:
             old = self._velocity.get(name)
             if old is None or old.shape != w.shape or old.dtype != _velocity_dtype(w):
                 raise ShapeError(
-                    f"params: {_quoted(name)}differs from what earlier steps moved; make a new optimizer for other parameters"
+                    f"params: {_quoted(name)}differs from what earlier steps moved; "
+                    "make a new optimizer for other parameters"
                 )
         if len(pairs) != len(self._velocity):
-            raise NamesError("params: earlier steps moved more tensors; make a new optimizer for other parameters")
+            raise NamesError(
+                "params: earlier steps moved more tensors; make a new optimizer for other parameters"
+            )
         return self._velocity
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,7 +189,9 @@ class SGD:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.momentum = _in_range(state["momentum"], "state['momentum']", 0.0, 1.0)
         self.nesterov = bool(state["nesterov"])
-        self.weight_decay = _in_range(state["weight_decay"], "state['weight_decay']", 0.0, float("inf"))
+        self.weight_decay = _in_range(
+            state["weight_decay"], "state['weight_decay']", 0.0, float("inf")
+        )
         self._lr = _positive(state["lr"], "state['lr']")
         self._steps = int(state["steps"])
         self._velocity = {str(name): np.array(array) for name, array in state["velocity"].items()}
@@ -342,7 +347,9 @@ def _quoted(name: str) -> str:
 def _pairs_of(params: Any, grads: Any) -> dict[str, tuple[Array, Array]]:
     """(parameter, gradient) by name, all checked."""
     if isinstance(params, Mapping) != isinstance(grads, Mapping):
-        raise ArgumentTypeError("grads: expected the form of params (both arrays, or both mappings)")
+        raise ArgumentTypeError(
+            "grads: expected the form of params (both arrays, or both mappings)"
+        )
     if not isinstance(params, Mapping):
         return {"": _checked_pair(params, grads, "")}
     if set(params) != set(grads):

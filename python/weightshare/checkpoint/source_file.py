@@ -1,0 +1,145 @@
+"""One file that is open for reading: byte ranges by `pread`, refused once the file has changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from weightshare.checkpoint.codes import message, problem
+from weightshare.checkpoint.header import Header, Limits, header_length, parse_header
+from weightshare.errors import CheckpointChangedError
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class _Descriptor:
+    """A file descriptor that is closed only when its last reader has left."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._readers = 0
+        self._closing = False
+        self._lock = threading.Lock()
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    def borrow(self) -> int | None:
+        with self._lock:
+            if self._closing:
+                return None
+            self._readers += 1
+            return self._number
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            self._close_if_unused()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._closing and not self._readers and self._number >= 0:
+            number, self._number = self._number, -1
+            os.close(number)
+
+
+class SourceFile:
+    """A safetensors file, open for reading from any thread; its header is checked at once.
+
+    Never mapped into memory: a mapped file that is cut short kills the process.
+    """
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        self.path = path
+        number = _open_plain_file(path)
+        self._descriptor = _Descriptor(number)
+        self._finalizer = weakref.finalize(self, self._descriptor.close)
+        try:
+            self._identity = _identity(os.fstat(number))
+            self.header = self._read_header(limits)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._descriptor.closed
+
+    def close(self) -> None:
+        """Give the file back; a read that is under way in another thread ends first."""
+        self._finalizer()
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target`, flat bytes, from byte `offset` of the file.
+
+        Raises
+        ------
+        CheckpointChangedError
+            The file has another size or time than when it was opened, or ended early.
+        """
+        with self._borrowed() as number:
+            done = 0
+            while done < len(target):
+                try:
+                    count = os.preadv(number, [target[done:]], offset + done)
+                except OSError as error:
+                    raise problem("E102", path=self.path, detail=str(error.strerror)) from error
+                if count == 0:
+                    raise self._changed("it is shorter than its header says")
+                done += count
+            # Afterwards, because only then what was read is known to be from the file as opened.
+            self._check_unchanged(number)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[int]:
+        number = self._descriptor.borrow()
+        if number is None:
+            raise problem("E109", path=self.path)
+        try:
+            yield number
+        finally:
+            self._descriptor.give_back()
+
+    def _read_header(self, limits: Limits) -> Header:
+        size = self._identity[0]
+        first = bytearray(min(8, size))
+        self.read_into(0, memoryview(first))
+        if bytes(first).startswith(_PICKLE_STARTS):
+            raise problem("E103", path=self.path, detail="it starts as a pickle or a zip archive")
+        raw = bytearray(header_length(bytes(first), size, self.path, limits))
+        self.read_into(8, memoryview(raw))
+        return parse_header(bytes(raw), size, self.path, limits)
+
+    def _check_unchanged(self, number: int) -> None:
+        if _identity(os.fstat(number)) != self._identity:
+            raise self._changed("its size or its time of change differ from those at opening")
+
+    def _changed(self, detail: str) -> CheckpointChangedError:
+        text = message("E106", path=self.path, detail=detail)
+        return CheckpointChangedError(text, code="E106", path=self.path)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+
+
+def _open_plain_file(path: str) -> int:
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for a writer. It does nothing to a file.
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise problem("E102", path=path, detail=str(error.strerror)) from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise problem("E102", path=path, detail="it is not a plain file")
+    return number
