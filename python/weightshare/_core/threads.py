@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from functools import cache
 
 from weightshare.errors import ArgumentError, ArgumentTypeError
 
@@ -18,6 +19,7 @@ def available_cores() -> int:
     return max(1, min(cores, _quota()))
 
 
+@cache
 def _quota() -> int:
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
