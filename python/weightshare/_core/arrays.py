@@ -68,29 +68,6 @@ def _from_torch(value: Any, argument: str) -> Array:
     return result
 
 
-def as_numbers(value: Any, argument: str) -> NDArray[np.float64]:
-    """Real, finite numbers as a float64 array (coefficients, weights, rates)."""
-    array = as_array(value, argument)
-    if array.dtype.kind not in "biuf" and array.dtype not in FLOATS:
-        raise ElementError(f"{argument}: expected real numbers, got {array.dtype}")
-    numbers = np.asarray(array, dtype=np.float64, order="C")
-    if not np.isfinite(numbers).all():
-        first = np.argwhere(~np.isfinite(np.atleast_1d(numbers)))[0]
-        place = ", ".join(map(str, first))
-        raise ArgumentError(
-            f"{argument}: expected finite numbers, got NaN or infinity at [{place}]"
-        )
-    return numbers
-
-
-def as_number(value: Any, argument: str) -> float:
-    """One real, finite number."""
-    numbers = as_numbers(value, argument)
-    if numbers.ndim != 0:
-        raise ShapeError(f"{argument}: expected one number, got shape {numbers.shape}")
-    return float(numbers)
-
-
 def contiguous(array: Array) -> Array:
     """The array itself if it is C-contiguous, else one copy; keeps zero dimensions."""
     return array if array.flags.c_contiguous else np.array(array, order="C")

@@ -17,9 +17,8 @@ from weightshare._core.arrays import (
     as_array,
     as_family,
     as_model_like,
-    as_number,
-    as_numbers,
 )
+from weightshare._core.numbers import number, real_array
 from weightshare._core.threads import resolve_threads
 from weightshare.errors import (
     ArgumentError,
@@ -241,7 +240,7 @@ def transfer(
     >>> ws.transfer(np.array([2.0, 4.0]), np.array([10.0, 10.0]), 1.0, base=np.array([1.0, 1.0]))
     array([11., 13.])
     """
-    share_carried = as_number(gamma, "gamma")
+    share_carried = number(gamma, "gamma")
     family = _pair(source, target)
     count = resolve_threads(threads)
     origin = None if base is None else as_model_like(base, family, "base")
@@ -268,7 +267,7 @@ def _pair(source: Any, target: Any) -> Family:
 
 def as_coefficients(A: Any, n: int, argument: str = "A") -> NDArray[np.float64]:
     """Finite coefficients (m, n) or (n,) as float64."""
-    a = as_numbers(A, argument)
+    a = real_array(A, argument)
     if a.ndim not in (1, 2) or a.shape[-1] != n:
         raise ShapeError(
             f"{argument}: expected shape (m, {n}) or ({n},) for {n} models, got {a.shape}"
@@ -281,7 +280,7 @@ def as_coefficients(A: Any, n: int, argument: str = "A") -> NDArray[np.float64]:
 def _normalised(weights: Any, n: int) -> NDArray[np.float64]:
     if weights is None:
         return np.full(n, 1.0 / n)
-    c = as_numbers(weights, "weights")
+    c = real_array(weights, "weights")
     if c.shape != (n,):
         raise ShapeError(f"weights: expected shape ({n},), one for each model, got {c.shape}")
     total = float(c.sum())

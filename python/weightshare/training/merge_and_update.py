@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from weightshare._core.numbers import number, whole
 from weightshare._core.threads import resolve_threads
 from weightshare.errors import (
     ArgumentError,
@@ -24,7 +25,7 @@ from weightshare.errors import (
     ShapeError,
 )
 from weightshare.sharing.mix import mix
-from weightshare.sharing.mixing.checks import number, square, whole
+from weightshare.sharing.mixing.checks import square
 from weightshare.training.ensemble import (
     Array,
     Buffer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from weightshare.sharing.mixing.checks import number, whole
+from weightshare._core.numbers import number, whole
 
 
 def cosine_restarts(

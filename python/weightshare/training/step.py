@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from weightshare._core import step as _core
-from weightshare._core.arrays import FLOATS, Array, as_array, as_number, contiguous
+from weightshare._core.arrays import FLOATS, Array, as_array, contiguous
+from weightshare._core.numbers import number
 from weightshare._core.threads import resolve_threads
 from weightshare.errors import (
     ArgumentError,
@@ -73,13 +74,13 @@ class SGD:
         weight_decay: float = 0.0,
         threads: int | None = None,
     ) -> None:
-        self.momentum = _in_range(momentum, "momentum", 0.0, 1.0)
+        self.momentum = number(momentum, "momentum", 0.0, 1.0)
         if self.momentum == 1.0:
             raise ArgumentError("momentum: expected a number in [0, 1), got 1.0")
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0.0:
             raise ArgumentError("nesterov: needs momentum > 0, got 0.0")
-        self.weight_decay = _in_range(weight_decay, "weight_decay", 0.0, float("inf"))
+        self.weight_decay = number(weight_decay, "weight_decay", 0.0)
         self.threads = threads
         resolve_threads(threads)
         self._steps = 0
@@ -87,7 +88,7 @@ class SGD:
         self._set_rate(lr)
 
     def _set_rate(self, lr: float) -> None:
-        self._lr = _positive(lr, "lr")
+        self._lr = number(lr, "lr", 0.0, above=True)
         self._check_decay(self._lr)
 
     def _check_decay(self, rate: float) -> None:
@@ -187,12 +188,12 @@ class SGD:
         self._restore(state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.momentum = _in_range(state["momentum"], "state['momentum']", 0.0, 1.0)
+        self.momentum = number(state["momentum"], "state['momentum']", 0.0, 1.0)
         self.nesterov = bool(state["nesterov"])
-        self.weight_decay = _in_range(
+        self.weight_decay = number(
             state["weight_decay"], "state['weight_decay']", 0.0, float("inf")
         )
-        self._lr = _positive(state["lr"], "state['lr']")
+        self._lr = number(state["lr"], "state['lr']", 0.0, above=True)
         self._steps = int(state["steps"])
         self._velocity = {str(name): np.array(array) for name, array in state["velocity"].items()}
 
@@ -320,20 +321,6 @@ class SGDR(SGD):
     def __repr__(self) -> str:
         schedule = ", ".join(f"{name}={value!r}" for name, value in self._schedule.items())
         return f"SGDR({schedule}{self._settings()})"
-
-
-def _positive(value: Any, argument: str) -> float:
-    number = as_number(value, argument)
-    if number <= 0.0:
-        raise ArgumentError(f"{argument}: expected a number > 0, got {number:g}")
-    return number
-
-
-def _in_range(value: Any, argument: str, low: float, high: float) -> float:
-    number = as_number(value, argument)
-    if not low <= number <= high:
-        raise ArgumentError(f"{argument}: expected a number in [{low:g}, {high:g}], got {number:g}")
-    return number
 
 
 def _velocity_dtype(w: Array) -> np.dtype[Any]:

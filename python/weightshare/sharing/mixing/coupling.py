@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from weightshare._core.numbers import number, whole
 from weightshare.errors import ArgumentError, ElementError, ShapeError
-from weightshare.sharing.mixing.checks import Matrix, number, square, symmetric, whole
+from weightshare.sharing.mixing.checks import Matrix, square, symmetric
 
 
 def laplacian(S: ArrayLike, strength: float, power: float = 1, implicit: bool = False) -> Matrix:

@@ -8,8 +8,9 @@ from itertools import combinations_with_replacement
 import numpy as np
 from numpy.typing import ArrayLike
 
+from weightshare._core.numbers import number, real_array, whole
 from weightshare.errors import ArgumentError, ShapeError
-from weightshare.sharing.mixing.checks import Matrix, line, number, real_array, whole
+from weightshare.sharing.mixing.checks import Matrix, line
 
 _MOST_MONOMIALS = 10_000
 

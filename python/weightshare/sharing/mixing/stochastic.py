@@ -7,15 +7,9 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
+from weightshare._core.numbers import number, whole
 from weightshare.errors import ArgumentError
-from weightshare.sharing.mixing.checks import (
-    Matrix,
-    MixingWarning,
-    number,
-    square,
-    symmetric,
-    whole,
-)
+from weightshare.sharing.mixing.checks import Matrix, MixingWarning, square, symmetric
 from weightshare.sharing.mixing.diagnosis import connected, spectral_gap
 
 _DEFAULT_GAP = 0.3

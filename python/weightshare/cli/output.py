@@ -1,0 +1,48 @@
+"""Writing results to stdout and remarks to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import click
+
+
+def print_json(result: object) -> None:
+    """Write one result as JSON to stdout."""
+    click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def remark(text: str) -> None:
+    """Write one line to stderr."""
+    click.echo(f"weightshare: {printable(text)}", err=True)
+
+
+def facts_text(title: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Return pairs of a title and a sentence as aligned lines."""
+    width = max(len(name) for name, _ in facts) + 2
+    lines = (f"  {name:<{width}}{printable(fact)}" for name, fact in facts)
+    return "\n".join([printable(title), *lines])
+
+
+def table_text(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns.
+
+    Examples
+    --------
+    >>> print(table_text([("a", "bc"), ("def", "g")]))
+    a    bc
+    def  g
+    """
+    cells = [tuple(map(printable, row)) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """Return a name from a file without control characters, which could drive the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,12 @@
+"""Merging models by method, in memory or from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+from weightshare.merging.finite import NonFiniteError
+from weightshare.merging.merge import merge
+from weightshare.merging.methods import Method, Parameter
+from weightshare.merging.plan import MergePlan
+from weightshare.merging.registry import methods
+from weightshare.merging.report import MergeReport
+
+__all__ = ["MergePlan", "MergeReport", "Method", "NonFiniteError", "Parameter", "merge", "methods"]

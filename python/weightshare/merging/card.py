@@ -1,0 +1,99 @@
+"""The texts that accompany a merged model: its card and its provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+
+import ml_dtypes
+import numpy as np
+
+import weightshare
+from weightshare.merging.elements import NAME_OF_CODE
+from weightshare.merging.plan import MergePlan, PlannedModel
+from weightshare.merging.registry import get_method
+
+CARD_NAME = "README.md"
+RECIPE_NAME = "mergekit_config.yml"
+PROVENANCE_NAME = "provenance.json"
+
+
+def published_name(label: str) -> str:
+    """Return a model's name without the folders of this machine."""
+    return os.path.basename(os.path.normpath(label)) if os.path.isabs(label) else label
+
+
+def model_card(plan: MergePlan) -> str:
+    """Return the model card: Hugging Face front matter, what was merged, and the recipe.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        What is merged.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    method = get_method(plan.method)
+    # A JSON string is also a YAML string, whatever characters the name holds.
+    names = [json.dumps(published_name(model.label)) for model in plan.models]
+    front = ["---", "base_model:", *(f"- {name}" for name in names)]
+    front += ["base_model_relation: merge", "tags:", "- merge", "- weightshare", "---"]
+    body = [
+        "# Merged model",
+        "",
+        f"Merged by `{method.name}` ({method.source}) with weightshare {weightshare.__version__}:",
+        f"{method.summary}.",
+        "",
+        *(f"- {name}" for name in names),
+        "",
+        "Arithmetic is in float32 or wider; the weights are stored as "
+        + ", ".join(NAME_OF_CODE.get(code, code) for code in plan.dtypes)
+        + ".",
+        "",
+        "```yaml",
+        plan.recipe.rstrip("\n").replace("```", "` ` `"),
+        "```",
+        "",
+    ]
+    return "\n".join([*front, "", *body])
+
+
+def provenance(plan: MergePlan) -> str:
+    """Return what the output was made from and by, as JSON text.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        What is merged.
+
+    Returns
+    -------
+    str
+        Versions, recipe, seed, the inputs' file names and sizes, and each tensor's action.
+    """
+    record = {
+        "schema": 1,
+        "versions": {
+            "weightshare": weightshare.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "ml_dtypes": ml_dtypes.__version__,
+        },
+        "method": plan.method,
+        "seed": plan.seed,
+        "recipe": plan.recipe,
+        "inputs": [
+            {"name": published_name(model.label), "files": _file_sizes(model)}
+            for model in plan.models
+        ],
+        "tensors": {tensor.name: tensor.action for tensor in plan.tensors},
+    }
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def _file_sizes(model: PlannedModel) -> dict[str, int]:
+    return {os.path.basename(path): size for path, size in model.files}

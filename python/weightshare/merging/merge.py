@@ -1,0 +1,256 @@
+"""Merging models that are held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from weightshare.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ElementError,
+    NamesError,
+    ShapeError,
+)
+from weightshare.merging.elements import CODE_OF_DTYPE, DTYPE_OF_CODE, Array, promoted
+from weightshare.merging.methods import Method, Parameter, Settings, Tile
+from weightshare.merging.registry import get_method, nearest
+
+Model = Mapping[str, ArrayLike] | ArrayLike
+
+
+def merge(
+    models: Sequence[Model] | Array,
+    weights: Sequence[float] | None = None,
+    *,
+    method: str = "linear",
+    base: Model | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    **parameters: Any,
+) -> Array | dict[str, Array]:
+    """Merge models in memory by a method of `weightshare.methods`.
+
+    The same numbers as `weightshare.merge_checkpoints` writes: arithmetic in float32, or in
+    float64 where an input is float64, rounded once to the dtype of the result.
+
+    Parameters
+    ----------
+    models : sequence of arrays or of mappings, or array of shape (n, ...)
+        The models. Entries of mappings that are integer or boolean are copied when all models
+        agree on them.
+    weights : sequence of n numbers, optional
+        The ``weight`` of each model; None is 1 for each.
+    method : str
+        ``"linear"`` or ``"task_arithmetic"``.
+    base : array or mapping, optional
+        The base model, for the methods that need one.
+    seed : int
+        Key of random numbers, for methods that draw some.
+    threads : int, optional
+        Threads; None means ``OMP_NUM_THREADS``, else the cores of this process. The result does
+        not depend on it.
+    **parameters : float, bool or sequence
+        The method's parameters; a per-model one may be a sequence of n. ``lambda_`` stands for
+        ``lambda``, which Python reserves.
+
+    Returns
+    -------
+    ndarray or dict of str to ndarray
+        A new model, of the base's dtype, else of the models' own; float16 with bfloat16 gives
+        float32.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown method or parameter, a value that cannot be used, too few or too many models, a
+        missing or superfluous base.
+    ArgumentTypeError, ElementError
+        Models that are no arrays of numbers.
+    NamesError, ShapeError
+        Models that do not hold the same names or shapes.
+
+    Examples
+    --------
+    >>> merge([np.float32([1, 2]), np.float32([3, 6])], [1, 3])
+    array([2.5, 5. ], dtype=float32)
+    >>> base = {"w": np.zeros(2)}
+    >>> merge([{"w": np.ones(2)}], method="task_arithmetic", base=base, lambda_=0.5)
+    {'w': array([0.5, 0.5])}
+    """
+    chosen = get_method(method)
+    given = [_as_model(model, f"models[{i}]") for i, model in enumerate(_as_sequence(models))]
+    anchor = None if base is None else _as_model(base, "base")
+    _check_models(chosen, given, anchor)
+    settings = _settings(chosen, len(given), weights, parameters)
+    from weightshare._core.threads import resolve_threads
+
+    workers = resolve_threads(threads)
+    every = given if anchor is None else [*given, anchor]
+    merged: dict[str, Array] = {}
+    for name in every[-1]:
+        arrays = [model[name] for model in every]
+        merged[name] = _merge_tensor(
+            name, arrays, anchor is not None, chosen, settings, workers, seed
+        )
+    return merged if isinstance(models[0], Mapping) else merged[""]
+
+
+def _as_sequence(models: Sequence[Model] | Array) -> list[Model]:
+    if isinstance(models, Mapping | str) or not hasattr(models, "__len__"):
+        raise ArgumentTypeError(
+            f"models: expected a sequence of models, got {type(models).__name__}; put the models"
+            " into a list"
+        )
+    if len(models) == 0:
+        raise ArgumentError("models: expected at least one model, got none")
+    return list(models)
+
+
+def _as_model(model: Model, argument: str) -> dict[str, Array]:
+    if isinstance(model, Mapping):
+        return {name: _as_array(value, f"{argument}[{name!r}]") for name, value in model.items()}
+    # An array is a model of one tensor that has no name.
+    return {"": _as_array(model, argument)}
+
+
+def _as_array(value: ArrayLike, argument: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{argument}: expected an array, got ragged data") from error
+    native = array.dtype.newbyteorder("=")
+    if native not in CODE_OF_DTYPE and native.kind not in "biu":
+        raise ElementError(
+            f"{argument}: expected float16, bfloat16, float32 or float64, got {array.dtype};"
+            " convert it with astype"
+        )
+    # Not ascontiguousarray, which makes a 0-d array 1-d.
+    return np.asarray(array, dtype=native, order="C")
+
+
+def _check_models(
+    method: Method, models: list[dict[str, Array]], base: dict[str, Array] | None
+) -> None:
+    if method.needs_base and base is None:
+        raise ArgumentError(f"base: method {method.name!r} needs a base model, got None")
+    if not method.needs_base and base is not None:
+        raise ArgumentError(f"base: method {method.name!r} takes no base model; leave it out")
+    most = method.max_models
+    if len(models) < method.min_models or (most is not None and len(models) > most):
+        raise ArgumentError(
+            f"models: method {method.name!r} merges {method.allowed_models}, got {len(models)}"
+        )
+    expected = models[0] if base is None else base
+    for index, model in enumerate(models):
+        missing, extra = sorted(expected.keys() - model), sorted(model.keys() - expected)
+        if missing or extra:
+            raise NamesError(
+                f"models[{index}]: lacks {missing[:5]} and has {extra[:5]} beside the others;"
+                " every model must hold the same names"
+            )
+        for name, array in model.items():
+            if array.shape != expected[name].shape:
+                raise ShapeError(
+                    f"models[{index}]{[name] if name else ''}: expected shape"
+                    f" {expected[name].shape}, got {array.shape}"
+                )
+
+
+def _settings(
+    method: Method, count: int, weights: Sequence[float] | None, given: dict[str, Any]
+) -> Settings:
+    values = {("lambda" if name == "lambda_" else name): value for name, value in given.items()}
+    if "weight" in values:
+        raise ArgumentError("weight: give the weights as the argument weights")
+    values["weight"] = [1.0] * count if weights is None else weights
+    known = [parameter.name for parameter in method.parameters]
+    for name in values:
+        if name not in known:
+            raise ArgumentError(
+                f"{name}: method {method.name!r} has no such parameter"
+                f"{nearest(name, known)} (it takes {', '.join(known)})"
+            )
+    shared: dict[str, float] = {}
+    per_model: list[dict[str, float]] = [{} for _ in range(count)]
+    for parameter in method.parameters:
+        value = values.get(parameter.name, parameter.default)
+        if not parameter.per_model:
+            shared[parameter.name] = _number(parameter, value)
+            continue
+        for row, item in zip(per_model, _column(parameter, value, count), strict=True):
+            row[parameter.name] = _number(parameter, item)
+    settings = Settings(shared, tuple(per_model))
+    problem = method.check(settings)
+    if problem is not None:
+        raise ArgumentError(f"weights: {problem}")
+    return settings
+
+
+def _column(parameter: Parameter, value: Any, count: int) -> list[Any]:
+    if isinstance(value, bool | int | float):
+        return [value] * count
+    items = list(value) if hasattr(value, "__iter__") else [value]
+    if len(items) != count:
+        name = "weights" if parameter.name == "weight" else parameter.name
+        raise ArgumentError(
+            f"{name}: expected {count} values, one for each model, got {len(items)}"
+        )
+    return items
+
+
+def _number(parameter: Parameter, value: Any) -> float:
+    name = "weights" if parameter.name == "weight" else parameter.name
+    if parameter.kind == "bool":
+        if not isinstance(value, bool | np.bool_):
+            raise ArgumentError(f"{name}: expected True or False, got {value!r}")
+        return bool(value)
+    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value) or np.iscomplex(value):
+        raise ArgumentError(f"{name}: expected a real number, got {value!r}")
+    number = float(value)  # type: ignore[arg-type]
+    if not np.isfinite(number):
+        raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
+    return number
+
+
+def _merge_tensor(
+    name: str,
+    arrays: list[Array],
+    has_base: bool,
+    method: Method,
+    settings: Settings,
+    threads: int,
+    seed: int,
+) -> Array:
+    codes = [CODE_OF_DTYPE.get(array.dtype) for array in arrays]
+    if None in codes:
+        return _copied(name, arrays)
+    known = [code for code in codes if code is not None]
+    out = np.empty(arrays[-1].shape, DTYPE_OF_CODE[known[-1] if has_base else promoted(known)])
+    flat = [array.reshape(-1) for array in arrays]
+    models, base = (flat[:-1], flat[-1]) if has_base else (flat, None)
+    if out.size:
+        method.combine(Tile(out.reshape(-1), models, base, settings, threads, name, 0, seed))
+    return out
+
+
+def _copied(name: str, arrays: list[Array]) -> Array:
+    first = arrays[-1]
+    label = f" {name!r}" if name else ""
+    if any(array.dtype != first.dtype for array in arrays):
+        found = ", ".join(str(array.dtype) for array in arrays)
+        raise ElementError(f"models: tensor{label} has dtypes {found}; convert them to one float")
+    if not name:
+        raise ElementError(
+            f"models: expected float16, bfloat16, float32 or float64, got {first.dtype}; convert"
+            " them with astype"
+        )
+    if any(not np.array_equal(array, first) for array in arrays):
+        raise ArgumentError(
+            f"models: tensor{label} is {first.dtype} and differs between the models; integers are"
+            " not merged, make them equal or leave them out"
+        )
+    return first.copy()

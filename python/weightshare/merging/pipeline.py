@@ -1,0 +1,140 @@
+"""Reading, computing and writing at the same time, tile by tile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from weightshare.merging.elements import DTYPE_OF_CODE, Array
+from weightshare.merging.finite import Findings
+from weightshare.merging.methods import Method, Tile
+from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor
+from weightshare.merging.tiles import SLOTS, Stretch, carve, stretches
+
+Progress = Callable[[int, int], object]
+
+
+class Reader(Protocol):
+    """Where a model's tensors are read from."""
+
+    def read_into(self, name: str, offset: int, buffer: Any, /) -> object:
+        """Fill the buffer with the tensor's bytes from that offset on."""
+
+
+class Writer(Protocol):
+    """Where the output's tensors are written to."""
+
+    def write(self, name: str, offset: int, buffer: Any, /) -> object:
+        """Write the buffer at that byte offset of the tensor."""
+
+
+@dataclass
+class Pipeline:
+    """One reader thread that reads ahead, one writer thread, and the core's own threads.
+
+    Attributes
+    ----------
+    plan : MergePlan
+        What to do.
+    method : Method
+        The plan's method.
+    inputs : sequence of Reader
+        One for each of the plan's models.
+    writer : Writer
+        The output.
+    slot : int
+        Bytes of each tile in flight.
+    threads : int
+        Threads of the core.
+    findings : Findings
+        Told of every tile of the output.
+    """
+
+    plan: MergePlan
+    method: Method
+    inputs: Sequence[Reader]
+    writer: Writer
+    slot: int
+    threads: int
+    findings: Findings
+
+    def run(self, progress: Progress | None) -> None:
+        """Merge every tensor; the first error of any thread is raised here.
+
+        Parameters
+        ----------
+        progress : callable or None
+            Called in this thread as ``progress(done, total)``, in bytes of output.
+        """
+        slots = [np.empty(self.slot, dtype=np.uint8) for _ in range(SLOTS)]
+        written: list[Future[object] | None] = [None] * SLOTS
+        ahead: deque[tuple[Stretch, int, Future[list[Array]]]] = deque()
+        done, total = 0, self.plan.nbytes
+        # The reader waits for writes, so it is the pool that has to end first.
+        with ThreadPoolExecutor(1) as writes, ThreadPoolExecutor(1) as reads:
+
+            def finish_first() -> None:
+                nonlocal done
+                stretch, place, future = ahead.popleft()
+                out = self._compute(stretch, future.result())
+                tensor = self.plan.tensors[stretch.tensor]
+                offset = stretch.start * WIDTH_OF_CODE[tensor.dtype]
+                written[place] = writes.submit(self.writer.write, tensor.name, offset, out)
+                done += out.nbytes
+                if progress is not None:
+                    progress(done, total)
+
+            for number, stretch in enumerate(stretches(self.plan.tensors, self.slot)):
+                place = number % SLOTS
+                future = reads.submit(self._read, stretch, slots[place], written[place])
+                ahead.append((stretch, place, future))
+                if len(ahead) == SLOTS - 1:
+                    finish_first()
+            while ahead:
+                finish_first()
+            for write in written:
+                if write is not None:
+                    write.result()
+
+    def _read(self, stretch: Stretch, slot: Array, last: Future[object] | None) -> list[Array]:
+        if last is not None:
+            last.result()  # the slot is free once the tile before it is written
+        tensor = self.plan.tensors[stretch.tensor]
+        parts = carve(slot, tensor.widths, stretch.count)
+        for source, part in zip(tensor.reads, parts, strict=False):
+            offset = stretch.start * WIDTH_OF_CODE[source.dtype]
+            self.inputs[source.model].read_into(source.name, offset, part)
+        return parts
+
+    def _compute(self, stretch: Stretch, parts: list[Array]) -> Array:
+        tensor = self.plan.tensors[stretch.tensor]
+        if tensor.action == "copy":
+            return parts[0]
+        tile = self._tile(tensor, stretch, parts)
+        self.method.combine(tile)
+        inputs = tile.models if tile.base is None else [*tile.models, tile.base]
+        self.findings.look(tile.out, inputs, stretch.start)
+        if stretch.start + stretch.count == tensor.size:
+            self.findings.close(tensor.name, tensor.size)
+        return parts[-1]
+
+    def _tile(self, tensor: PlannedTensor, stretch: Stretch, parts: list[Array]) -> Tile:
+        assert tensor.settings is not None
+        codes = [source.dtype for source in tensor.reads] + [tensor.dtype]
+        views = [part.view(DTYPE_OF_CODE[code]) for part, code in zip(parts, codes, strict=True)]
+        count = len(tensor.sources)
+        return Tile(
+            out=views[-1],
+            models=views[:count],
+            base=views[count] if tensor.base is not None else None,
+            settings=tensor.settings,
+            threads=self.threads,
+            tensor=tensor.name,
+            start=stretch.start,
+            seed=self.plan.seed,
+        )

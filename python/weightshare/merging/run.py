@@ -1,0 +1,212 @@
+"""Carrying out a plan: checkpoints in, one complete checkpoint out, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightshare._core.threads import resolve_threads
+from weightshare.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from weightshare.errors import CheckpointChangedError, OutputExistsError
+from weightshare.merging.card import (
+    CARD_NAME,
+    PROVENANCE_NAME,
+    RECIPE_NAME,
+    model_card,
+    provenance,
+)
+from weightshare.merging.files import (
+    LOCK_NAME,
+    StagedFiles,
+    locked_folder,
+    require_empty,
+    require_space,
+)
+from weightshare.merging.finite import Findings, check_policy
+from weightshare.merging.pipeline import Pipeline, Progress
+from weightshare.merging.plan import MergePlan, PlannedModel
+from weightshare.merging.progress import progress_callback
+from weightshare.merging.registry import get_method
+from weightshare.merging.report import MergeReport
+from weightshare.merging.sizes import parse_bytes
+from weightshare.merging.tiles import slot_bytes
+
+
+def run_plan(
+    plan: MergePlan,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    memory: int | str = "512MB",
+    threads: int | None = None,
+    progress: Progress | bool | None = None,
+    nan: str = "error",
+) -> MergeReport:
+    """Carry out a plan.
+
+    The output appears complete or not at all, and its bytes do not depend on `memory` or
+    `threads`.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        From `weightshare.plan_merge`.
+    out : path
+        A folder; or, when it ends in ``.safetensors``, one file that holds only the weights.
+    overwrite : bool
+        Whether an output that exists is replaced, once the new one is complete.
+    memory : int or str
+        Budget of the whole process, in bytes or as text; arrays that the caller holds are not
+        counted.
+    threads : int, optional
+        Threads of the core; None means ``OMP_NUM_THREADS``, else the cores of this process.
+    progress : callable or True, optional
+        ``progress(done, total)`` in bytes of output; True is a bar on stderr.
+    nan : {"error", "warn", "allow"}
+        What to do when finite weights give NaN or infinity.
+
+    Returns
+    -------
+    MergeReport
+        What was read, computed and written.
+
+    Raises
+    ------
+    OutputExistsError
+        The output exists and `overwrite` is false.
+    OutputLockedError
+        Another run is writing it.
+    OutputSpaceError
+        The disk or the budget of memory does not hold what is needed.
+    CheckpointError
+        An input is damaged, or differs from what was planned.
+    NonFiniteError
+        Finite weights gave NaN or infinity and `nan` is ``"error"``.
+    ArgumentError
+        `memory`, `threads` or `nan` is not what it should be.
+    """
+    began = time.monotonic()
+    findings = Findings(check_policy(nan))
+    slot = slot_bytes(plan.tensors, parse_bytes(memory, "memory"))
+    target = Path(out)
+    with locked_output(target, overwrite) as folder, contextlib.ExitStack() as opened:
+        require_space(folder, plan.disk_bytes)
+        inputs = [opened.enter_context(_reopened(model)) for model in plan.models]
+        _check_headers(plan, inputs)
+        staged = _stage(plan, folder) if folder == target else StagedFiles(folder)
+        opened.callback(staged.discard)
+        writer = opened.enter_context(_writer(plan, target, overwrite))
+        workers = resolve_threads(threads)
+        method = get_method(plan.method)
+        pipeline = Pipeline(plan, method, inputs, writer, slot, workers, findings)
+        with progress_callback(progress) as callback:
+            pipeline.run(callback)
+        staged.publish()
+        files = (*(os.path.basename(path) for path in writer.commit()), *staged.keep())
+    return MergeReport(
+        out=str(out),
+        method=plan.method,
+        merged=plan.counts["merge"],
+        copied=plan.counts["copy"],
+        bytes_read=plan.read_bytes,
+        bytes_written=plan.nbytes,
+        seconds=time.monotonic() - began,
+        peak_memory=resident_peak(),
+        files=files,
+        warnings=(*plan.warnings, *findings.warnings),
+    )
+
+
+@contextlib.contextmanager
+def locked_output(target: Path, overwrite: bool) -> Iterator[Path]:
+    """Hold the lock of an output folder, or of one output file; yield the folder.
+
+    Parameters
+    ----------
+    target : Path
+        A folder, or a file when it ends in ``.safetensors``.
+    overwrite : bool
+        Whether the output may exist.
+
+    Raises
+    ------
+    OutputExistsError
+        It exists, and may not.
+    OutputLockedError
+        Another run holds it.
+    """
+    single = target.suffix == ".safetensors"
+    folder = target.parent if single else target
+    name = f".{target.name}{LOCK_NAME}" if single else LOCK_NAME
+    with locked_folder(folder, name):
+        if single and target.exists() and not overwrite:
+            raise OutputExistsError(
+                f"{target}: exists; choose another or allow it with overwrite (--overwrite)"
+            )
+        if not single and not overwrite:
+            require_empty(folder)
+        yield folder
+
+
+def _reopened(model: PlannedModel) -> Checkpoint:
+    for file, planned in model.files:
+        size = os.stat(file).st_size if os.path.exists(file) else None
+        if size != planned:
+            raise CheckpointChangedError(
+                f"{file}: has {size} bytes, had {planned} when the merge was planned; plan again",
+                path=file,
+            )
+    return open_checkpoint(model.path)
+
+
+def _check_headers(plan: MergePlan, inputs: list[Checkpoint]) -> None:
+    for tensor in plan.tensors:
+        for source in tensor.reads:
+            found = inputs[source.model].info(source.name)
+            if (found.dtype, tuple(found.shape)) != (source.dtype, tensor.shape):
+                raise CheckpointChangedError(
+                    f"{found.file}: {source.name} is {found.dtype} {tuple(found.shape)}, was"
+                    f" {source.dtype} {tensor.shape} when the merge was planned; plan again",
+                    path=found.file,
+                    tensor=source.name,
+                )
+
+
+def _stage(plan: MergePlan, folder: Path) -> StagedFiles:
+    texts = {PROVENANCE_NAME: provenance(plan)}
+    if plan.config is not None:
+        texts["config.json"] = plan.config
+    if plan.card:
+        texts[CARD_NAME] = model_card(plan)
+        texts[RECIPE_NAME] = plan.recipe
+    staged = StagedFiles(folder)
+    try:
+        for copy in plan.copies:
+            staged.add(copy.name, Path(copy.source).read_bytes())
+        for name, text in texts.items():
+            staged.add(name, text.encode("utf-8"))
+    except BaseException:
+        staged.discard()
+        raise
+    return staged
+
+
+def _writer(plan: MergePlan, target: Path, overwrite: bool) -> CheckpointWriter:
+    specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors]
+    limit = None if target.suffix == ".safetensors" else plan.max_shard_bytes
+    return CheckpointWriter(target, specs, max_shard_size=limit, overwrite=overwrite)
+
+
+def resident_peak() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    # getrusage also counts the parent's memory at the fork; the kernel's own mark does not.
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,378 @@
+"""A recipe and its headers give the plan that is meant, or every problem in one report."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import weightshare as ws
+from weightshare.errors import ArgumentError, ArgumentTypeError, RecipeError
+from weightshare.recipes.settings import Depths, interpolated
+
+Make = Callable[..., Path]
+Recipe = Callable[..., dict[str, Any]]
+ONE = np.ones((2, 3), np.float32)
+
+
+def problems(recipe: Any) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        ws.plan_merge(recipe)
+    return caught.value.problems
+
+
+def weights(plan: ws.MergePlan, name: str) -> list[float]:
+    tensor = next(tensor for tensor in plan.tensors if tensor.name == name)
+    assert tensor.settings is not None
+    return tensor.settings.of_models("weight")
+
+
+def test_one_report_holds_every_problem(make_model: Make) -> None:
+    """Keys, parameters, dtypes, folders, names and shapes are all told at once."""
+    a = make_model("a", {"w": ONE, "v": ONE, "only_a": ONE})
+    b = make_model("b", {"w": np.ones((3, 3), np.float32), "v": ONE.astype(np.int32)})
+    found = problems(
+        {
+            "merge_methd": "linear",
+            "merge_method": "linear",
+            "dtype": "bfloat17",
+            "models": [
+                {"model": str(a), "parameters": {"wieght": 1}},
+                {"model": str(b), "parameters": {"weight": float("nan")}},
+                {"model": str(a) + "x", "parameters": {"weight": 1}},
+                {"model": str(b), "parametrs": {}},
+            ],
+            "parameters": {"normalise": True},
+            "slices": [],
+        }
+    )
+    report = "\n".join(found)
+    for part in (
+        "merge_methd: unknown key; did you mean 'merge_method'?",
+        "dtype: expected one of float16, bfloat16, float32, float64, got 'bfloat17'"
+        "; did you mean 'bfloat16'?",
+        "models[0].parameters.wieght: unknown parameter; did you mean 'weight'?",
+        "models[1].parameters.weight: expected a finite number, got nan",
+        "models[2].model: there is no folder or file",
+        "models[3]: unknown key 'parametrs'; did you mean 'parameters'?",
+        "models[3].model:",
+        "parameters.normalise: unknown parameter; did you mean 'normalize'?",
+        "slices: is not supported in this version",
+        "w: the shapes differ",
+        "only_a",
+        "dtypes F32, I32 of one tensor cannot be merged, convert the models to one: v",
+        "weight of ",
+    ):
+        assert part in report, part
+    assert all(problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "tiess"}, "unknown method 'tiess'; did you mean 'ties'?"),
+        ({"merge_method": "ties"}, "'ties' is not available in this version; available are linear"),
+        ({"merge_method": None}, "merge_method: is missing; available are linear"),
+        ({"models": []}, "models: expected a list of at least one model"),
+        ({"models": [3]}, "models[0]: expected the keys model and parameters"),
+        ({"models": [{"parameters": {}}]}, "models[0].model: expected the path of a model"),
+        ({"tokenizer_source": "union"}, "tokenizer_source: is not supported in this version"),
+        ({"tokenizer": {}}, "tokenizer: is not supported in this version"),
+        ({"chat_template": "auto"}, "chat_template: is not supported in this version"),
+        ({"modules": {"a": {}}}, "modules: is not supported in this version"),
+        ({"parameters": [1]}, "parameters: expected names and values, got [1]"),
+        ({"parameters": {"normalize": 3}}, "parameters.normalize: expected true or false, got 3"),
+        ({"dtype": "int64"}, "dtype: expected one of"),
+        ({"out_dtype": "floot32"}, "did you mean 'float32'?"),
+        ({"merge_method": "task_arithmetic"}, "base_model: is missing, and task_arithmetic needs"),
+        ({"base_model": "nowhere"}, "base_model: there is no folder or file 'nowhere'"),
+        ({"surprise": 1}, "surprise: unknown key"),
+    ],
+)
+def test_each_message_names_its_key(
+    change: dict[str, Any], message: str, make_model: Make, linear: Recipe
+) -> None:
+    """A problem says where it is and what is expected."""
+    recipe = linear(make_model("a"), make_model("b")) | change
+    assert message in "\n".join(problems(recipe))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("much", "expected a number, got 'much'"),
+        ([], "weight of "),
+        (None, "expected a number, got None"),
+        ([0.1, "x"], "expected a number, got 'x'"),
+        ({"filter": "w"}, "has no value"),
+        ({"filter": 3, "value": 1}, "filter: expected a part of a tensor's name, got 3"),
+        ({"filtre": "w", "value": 1}, "unknown key 'filtre'; expected filter and value"),
+        (
+            [{"filter": "nothing", "value": 1}],
+            "is missing, and linear needs it for every tensor: w",
+        ),
+    ],
+)
+def test_each_wrong_weight_is_told(
+    weight: object, message: str, make_model: Make, linear: Recipe
+) -> None:
+    """Values of every wrong form are refused while planning."""
+    recipe = linear(make_model("a"), make_model("b"))
+    recipe["models"][0]["parameters"]["weight"] = weight
+    assert message in "\n".join(problems(recipe))
+
+
+def test_weights_that_sum_to_zero_are_refused_once(make_model: Make, linear: Recipe) -> None:
+    """One problem lists the tensors, instead of one problem for each."""
+    tensors = {f"w{i}": ONE for i in range(9)}
+    recipe = linear(make_model("a", tensors), make_model("b", tensors))
+    recipe["models"][1]["parameters"]["weight"] = -1
+    (found,) = problems(recipe)
+    assert "the weights 1, -1 sum to zero" in found
+    assert "w0, w1, w2, w3, w4 and 4 more" in found
+    recipe["parameters"] = {"normalize": False}
+    assert ws.plan_merge(recipe).counts["merge"] == 9
+
+
+def test_missing_and_extra_tensors_are_told_with_the_nearest(
+    make_model: Make, linear: Recipe
+) -> None:
+    """Names that only one model has are problems in both directions, never dropped."""
+    a = make_model("a", {"layer.weight": ONE, "w": ONE})
+    b = make_model("b", {"layer.wieght": ONE, "w": ONE})
+    found = "\n".join(problems(linear(a, b)))
+    assert "lacks 1 tensor that" in found
+    assert "layer.weight; did you mean 'layer.wieght'?" in found
+    assert "has 1 tensor that" in found
+
+
+def test_a_vocabulary_mismatch_says_what_it_needs(make_model: Make, linear: Recipe) -> None:
+    """Embeddings of different row counts point to a tokenizer merge."""
+    a = make_model("a", {"model.embed_tokens.weight": np.ones((5, 2), np.float32)})
+    b = make_model("b", {"model.embed_tokens.weight": np.ones((6, 2), np.float32)})
+    assert "needs a tokenizer merge" in problems(linear(a, b))[0]
+    c = make_model("c", {"q.weight": np.ones((5, 2), np.float32)})
+    d = make_model("d", {"q.weight": np.ones((5, 3), np.float32)})
+    assert "tokenizer" not in problems(linear(c, d))[0]
+
+
+def test_the_same_model_twice_is_refused(make_model: Make, linear: Recipe) -> None:
+    """Two spellings of one folder are one model."""
+    a = make_model("a")
+    assert "is models[0] again" in problems(linear(a, a / ".." / "a"))[0]
+
+
+def test_too_few_models_beside_the_base(make_model: Make, linear: Recipe) -> None:
+    """A base alone cannot be merged with itself."""
+    a = make_model("a")
+    recipe = linear(a, base_model=str(a)) | {"merge_method": "task_arithmetic"}
+    assert "models: task_arithmetic merges 1 or more beside the base, got 0" in problems(recipe)
+
+
+def test_damaged_files_are_in_the_report_and_its_cause(make_model: Make, linear: Recipe) -> None:
+    """A file that breaks the format is told with everything else, and can be told apart."""
+    a, b = make_model("a"), make_model("b")
+    (b / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0broken!!")
+    with pytest.raises(RecipeError, match=r"models\[1\]\.model: E2") as caught:
+        ws.plan_merge(linear(a, b, surprise=1))
+    assert len(caught.value.problems) == 2
+    assert isinstance(caught.value.__cause__, ws.errors.CheckpointError)
+
+
+def test_quantised_models_are_refused(make_model: Make, linear: Recipe) -> None:
+    """Codes are never averaged."""
+    a = make_model("a", config={"quantization_config": {"bits": 4}})
+    b = make_model("b", {"w": np.ones((2, 3), ml_dtypes.float8_e4m3fn)})
+    found = "\n".join(problems(linear(a, b)))
+    assert "is quantised" in found
+    b2 = make_model("b2", {"w": np.ones((2, 3), ml_dtypes.float8_e4m3fn)})
+    assert "dtype F8_E4M3 cannot be merged in this version" in problems(linear(b, b2))[0]
+
+
+def test_references_that_come_later_are_told(make_model: Make, linear: Recipe) -> None:
+    """Adapters and revisions are refused by name, and the long form of a path works."""
+    a, b = make_model("a"), make_model("b")
+    recipe = linear(a, b)
+    recipe["models"][0]["model"] = "x+lora"
+    recipe["models"][1]["model"] = "y@main"
+    found = "\n".join(problems(recipe))
+    assert "adapters ('+lora') are not supported" in found
+    assert "revisions ('@revision') are not supported" in found
+    recipe["models"][0]["model"] = {"model": {"path": str(a)}, "lora": None}
+    recipe["models"][1]["model"] = {"model": {"path": str(b), "revision": "x"}}
+    assert problems(recipe) == ("models[1].model.revision: is not supported in this version",)
+
+
+def test_parameters_of_other_methods_are_warnings(make_model: Make, linear: Recipe) -> None:
+    """Real recipes carry them from one method to the next."""
+    recipe = linear(make_model("a"), make_model("b"), parameters={"int8_mask": True})
+    recipe["models"][0]["parameters"]["density"] = 0.5
+    recipe["models"][0]["parameters"]["normalize"] = False
+    assert ws.plan_merge(recipe).warnings == (
+        "models[0].parameters.density: not used by linear",
+        "models[0].parameters.normalize: not used, normalize is set once for all models under"
+        " parameters",
+        "parameters.int8_mask: not used by linear",
+    )
+
+
+def test_a_base_that_is_not_merged_is_a_remark(make_model: Make, linear: Recipe) -> None:
+    """A base that linear does not average in, and weights of a base, are told."""
+    a, b = make_model("a"), make_model("b")
+    (warning,) = ws.plan_merge(linear(a, base_model=str(b))).warnings
+    assert warning.startswith("base_model: linear does not average ")
+    recipe = linear(a, b, base_model=str(b)) | {"merge_method": "task_arithmetic"}
+    (warning,) = ws.plan_merge(recipe).warnings
+    assert warning.startswith("models[1].parameters: not used, ")
+
+
+def test_a_key_of_anchors_is_a_remark(make_model: Make) -> None:
+    """A top-level key that holds anchors is allowed, and used."""
+    a, b = make_model("a"), make_model("b")
+    plan = ws.plan_merge(
+        f"defs: &half {{weight: 0.5}}\nmerge_method: linear\nmodels:\n"
+        f"  - {{model: {a}, parameters: *half}}\n  - {{model: {b}, parameters: *half}}\n"
+    )
+    assert weights(plan, "w") == [0.5, 0.5]
+    assert plan.warnings == ("defs: unknown key, taken to hold YAML anchors only",)
+
+
+def test_precedence_filters_and_gradients(make_model: Make) -> None:
+    """A model's own value wins, the first filter that matches holds, gradients follow layers."""
+    names = [f"model.layers.{i}.{part}.weight" for i in range(3) for part in ("attn", "mlp")]
+    tensors = dict.fromkeys([*names, "lm_head.weight"], ONE)
+    recipe = {
+        "merge_method": "linear",
+        "parameters": {"weight": [0.0, 1.0], "normalize": "no"},
+        "models": [
+            {"model": str(make_model("a", tensors))},
+            {
+                "model": str(make_model("b", tensors)),
+                "parameters": {
+                    "weight": [
+                        {"filter": "attn", "value": [2, 4, 8]},
+                        {"filter": "lm_head", "value": "5e-1"},
+                    ]
+                },
+            },
+            {
+                "model": str(make_model("c", tensors)),
+                "parameters": {"weight": {"filter": "*", "value": 7}},
+            },
+        ],
+    }
+    plan = ws.plan_merge(recipe)
+    assert weights(plan, "model.layers.0.attn.weight") == [0.0, 2.0, 7.0]
+    assert weights(plan, "model.layers.1.attn.weight") == [0.5, 4.0, 7.0]
+    assert weights(plan, "model.layers.2.attn.weight") == [1.0, 8.0, 7.0]
+    assert weights(plan, "model.layers.1.mlp.weight") == [0.5, 0.5, 7.0]
+    assert weights(plan, "lm_head.weight") == [0.0, 0.5, 7.0]
+    assert plan.tensors[0].settings is not None
+    assert plan.tensors[0].settings.shared == {"normalize": False}
+
+
+def test_depths_and_gradients_follow_the_formula() -> None:
+    """t = k / (L - 1), 1 for a single layer, 0 outside; the value lies on straight lines."""
+    depths = Depths(["a.0.w", "a.4.w", "b.0.w", "x"])
+    assert [depths[name] for name in ("a.1.w", "a.4.w", "b.0.w", "x")] == [0.25, 1.0, 1.0, 0.0]
+    assert interpolated((1.0, 3.0, 11.0), 0.75) == 7.0
+    assert interpolated((4.0,), 1.0) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "F32"),
+        ({"dtype": "bfloat16"}, "BF16"),
+        ({"dtype": "torch.float16"}, "F16"),
+        ({"dtype": "bfloat16", "out_dtype": "float64"}, "F64"),
+    ],
+)
+def test_the_output_dtype(
+    keys: dict[str, str], expected: str, make_model: Make, linear: Recipe
+) -> None:
+    """out_dtype, else dtype, else what holds the inputs."""
+    a = make_model("a", {"w": ONE.astype(np.float16)})
+    b = make_model("b", {"w": ONE.astype(ml_dtypes.bfloat16)})
+    assert ws.plan_merge(linear(a, b, **keys)).tensors[0].dtype == expected
+
+
+def test_without_dtype_the_base_decides(make_model: Make, linear: Recipe) -> None:
+    """Task arithmetic writes what the base is."""
+    a, base = make_model("a"), make_model("base", {"w": ONE.astype(ml_dtypes.bfloat16)})
+    recipe = linear(a, base_model=str(base)) | {"merge_method": "task_arithmetic"}
+    (tensor,) = ws.plan_merge(recipe).tensors
+    assert tensor.dtype == "BF16"
+    assert [source.model for source in tensor.sources] == [0]
+    assert tensor.base is not None
+    assert tensor.base.model == 1
+
+
+def test_integers_are_copied_from_the_base(make_model: Make, linear: Recipe) -> None:
+    """The plan says which tensors are copied, and from where."""
+    a = make_model("a", {"w": ONE, "ids": np.arange(3), "mask": np.array([True])})
+    b = make_model("b", {"w": ONE, "ids": np.arange(3), "mask": np.array([False])})
+    plan = ws.plan_merge(linear(a, b, base_model=str(b)))
+    copied = {t.name: t.sources[0].model for t in plan.tensors if t.action == "copy"}
+    assert copied == {"ids": 1, "mask": 1}
+    assert plan.counts == {"merge": 1, "copy": 2}
+
+
+def test_relative_paths_are_of_the_current_folder_then_of_the_recipe(
+    make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe can name its neighbours from anywhere."""
+    make_model("a")
+    make_model("b")
+    text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: b}]\n"
+    (tmp_path / "r.yml").write_text(text)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    plan = ws.plan_merge(tmp_path / "r.yml")
+    assert [model.path for model in plan.models] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    make_model("elsewhere/a")
+    again = ws.plan_merge(tmp_path / "r.yml")
+    assert again.models[0].path == str(elsewhere / "a")
+
+
+def test_a_plan_is_plain_data(make_model: Make, linear: Recipe) -> None:
+    """It pickles, is JSON, and its texts are short and escaped."""
+    hostile = "<script>alert(1)</script>"
+    tensors = {hostile: ONE} | {f"w{i}": ONE for i in range(500)}
+    plan = ws.plan_merge(linear(make_model("a", tensors), make_model("b", tensors)))
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert json.loads(json.dumps(plan.to_json()))["write_bytes"] == plan.nbytes == 501 * 24
+    assert repr(plan).count("\n") < 20
+    assert hostile not in plan._repr_html_()
+    assert len(plan._repr_html_()) < 50_000
+
+
+def test_planning_reads_headers_only(make_model: Make, linear: Recipe) -> None:
+    """A plan of files whose data is a hole of 3 GB comes at once and touches none of it."""
+    header = json.dumps(
+        {"w": {"dtype": "BF16", "shape": [1_500_000_000], "data_offsets": [0, 3_000_000_000]}}
+    ).encode()
+    folders = [make_model("a"), make_model("b")]
+    for folder in folders:
+        with open(folder / "model.safetensors", "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 3_000_000_000)
+    plan = ws.plan_merge(linear(*folders))
+    assert plan.read_bytes == 6_000_000_000
+    assert plan.peak_memory <= 512_000_000
+
+
+def test_arguments_are_checked(make_model: Make, linear: Recipe) -> None:
+    """Sizes and seeds that cannot be used are refused by name."""
+    recipe = linear(make_model("a"), make_model("b"))
+    with pytest.raises(ArgumentError, match="max_shard_size: expected"):
+        ws.plan_merge(recipe, max_shard_size="big")
+    with pytest.raises(ArgumentTypeError, match="seed: expected an integer"):
+        ws.plan_merge(recipe, seed=1.5)  # type: ignore[arg-type]
