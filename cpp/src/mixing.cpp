@@ -16,8 +16,8 @@
 namespace weightshare {
 namespace {
 
-constexpr std::size_t kChunk = std::size_t{1} << 16U;  // elements that a thread takes at a time
-constexpr std::size_t kScratchBytes = 192 * 1024;      // stays in the second-level cache
+constexpr std::size_t kChunk = std::size_t{1} << 16U;           // elements that a thread takes at a time
+constexpr std::size_t kScratchBytes = std::size_t{192} << 10U;  // stays in the second-level cache
 constexpr std::size_t kStreamingBytes = std::size_t{24}
                                         << 20U;  // past this the results leave the caches anyhow
 constexpr std::size_t kRowsAtOnce = 4;

@@ -9,7 +9,7 @@ import platform
 import ml_dtypes
 import numpy as np
 
-import weightshare
+from weightshare import __version__
 from weightshare.merging.elements import NAME_OF_CODE
 from weightshare.merging.plan import MergePlan, PlannedModel
 from weightshare.merging.registry import get_method
@@ -45,7 +45,7 @@ def model_card(plan: MergePlan) -> str:
     body = [
         "# Merged model",
         "",
-        f"Merged by `{method.name}` ({method.source}) with weightshare {weightshare.__version__}:",
+        f"Merged by `{method.name}` ({method.source}) with weightshare {__version__}:",
         f"{method.summary}.",
         "",
         *(f"- {name}" for name in names),
@@ -78,7 +78,7 @@ def provenance(plan: MergePlan) -> str:
     record = {
         "schema": 1,
         "versions": {
-            "weightshare": weightshare.__version__,
+            "weightshare": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "ml_dtypes": ml_dtypes.__version__,
