@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 
 namespace weightshare {
 
@@ -17,10 +16,14 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
+  // dereferenced rather than copied by memcpy, which keeps gcc from holding arrays of vectors in registers
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(float)), may_alias));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
+  // dereferenced rather than copied by memcpy, which keeps gcc from holding arrays of vectors in registers
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(double)), may_alias));
 };
 template <class Real>
 using Vector = typename VectorOf<Real>::type;
@@ -30,12 +33,12 @@ constexpr std::size_t kWidth = kVectorBytes / sizeof(Real);
 
 template <class Real>
 inline void load(Vector<Real>& target, const Real* source) {
-  std::memcpy(&target, source, kVectorBytes);
+  target = *reinterpret_cast<const typename VectorOf<Real>::unaligned*>(source);
 }
 
 template <class Real>
 inline void store(Real* target, const Vector<Real>& source) {
-  std::memcpy(target, &source, kVectorBytes);
+  *reinterpret_cast<typename VectorOf<Real>::unaligned*>(target) = source;
 }
 
 }  // namespace weightshare

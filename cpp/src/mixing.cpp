@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,9 +19,11 @@ namespace {
 
 constexpr std::size_t kChunk = std::size_t{1} << 16U;           // elements that a thread takes at a time
 constexpr std::size_t kScratchBytes = std::size_t{192} << 10U;  // stays in the second-level cache
+constexpr std::size_t kLargestBlock = 512;
+constexpr std::size_t kSkew = 80;  // keeps the blocks of two tensors out of the same lines of the cache
 constexpr std::size_t kStreamingBytes = std::size_t{24}
                                         << 20U;  // past this the results leave the caches anyhow
-constexpr std::size_t kRowsAtOnce = 4;
+constexpr std::size_t kRowsAtOnce = kVectorBytes >= 32 ? 8 : 4;
 constexpr std::size_t kVectorsAtOnce = 2;
 
 /// A row of A: its coefficients, and which of them are not zero.
@@ -49,23 +52,29 @@ template <class Real, std::size_t R>
 void combine_dense(
     const Row<Real>* rows, const Real* const* w, std::size_t n, Real* const* sums, std::size_t count) {
   constexpr std::size_t kStep = kVectorsAtOnce * kWidth<Real>;
-  const Real* a[R];
+  std::vector<Real> a(n * R);  // by input, so that the coefficients of one input lie together
   Real* targets[R];
-  for (std::size_t r = 0; r < R; ++r) {
-    a[r] = rows[r].a.data();
-    targets[r] = sums[r];
+  for (std::size_t k = 0; k < a.size(); ++k) {
+    a[k] = rows[k % R].a[k / R];
   }
+  std::copy_n(sums, R, targets);
   for (std::size_t x = 0; x < count; x += kStep) {
-    Vector<Real> sum[R][kVectorsAtOnce] = {};
-    for (std::size_t j = 0; j < n; ++j) {
-      Vector<Real> value[kVectorsAtOnce];
+    Vector<Real> sum[R][kVectorsAtOnce];
+    Vector<Real> value[kVectorsAtOnce];
+    for (std::size_t v = 0; v < kVectorsAtOnce; ++v) {
+      load<Real>(value[v], w[0] + x + v * kWidth<Real>);
+      for (std::size_t r = 0; r < R; ++r) {
+        sum[r][v] = a[r] * value[v];
+      }
+    }
+    for (std::size_t j = 1; j < n; ++j) {
       for (std::size_t v = 0; v < kVectorsAtOnce; ++v) {
         load<Real>(value[v], w[j] + x + v * kWidth<Real>);
       }
       for (std::size_t r = 0; r < R; ++r) {
-        const Vector<Real> factor = a[r][j] - Vector<Real>{};
+        const Vector<Real> factor = a[j * R + r] - Vector<Real>{};
         for (std::size_t v = 0; v < kVectorsAtOnce; ++v) {
-          sum[r][v] = j == 0 ? factor * value[v] : sum[r][v] + factor * value[v];
+          sum[r][v] += factor * value[v];
         }
       }
     }
@@ -107,6 +116,9 @@ void combine(std::span<const Row<Real>> rows, const Real* const* w, std::size_t 
     }
     if (run == kRowsAtOnce) {
       combine_dense<Real, kRowsAtOnce>(&rows[i], w, n, sums + i, count);
+    } else if (run >= 4) {
+      run = 4;
+      combine_dense<Real, 4>(&rows[i], w, n, sums + i, count);
     } else if (run >= 2) {
       run = 2;
       combine_dense<Real, 2>(&rows[i], w, n, sums + i, count);
@@ -160,7 +172,8 @@ class Mixer {
         rows_(rows_of<Real>(a, w.size())) {
     const std::size_t streams = out.size() + w.size() + 1;
     const std::size_t fits = kScratchBytes / sizeof(Real) / streams;
-    block_ = std::clamp<std::size_t>(fits / kAlign * kAlign, kAlign, 4096);
+    block_ = std::clamp<std::size_t>(fits / kAlign * kAlign, kAlign, kLargestBlock);
+    stride_ = block_ + kSkew;
     std::size_t bytes = 0;
     for (const Buffer& target : out) {
       bytes += target.count * size_of(target.element);
@@ -183,13 +196,13 @@ class Mixer {
 
   struct Scratch {
     explicit Scratch(const Mixer& mixer)
-        : inputs(std::make_unique_for_overwrite<Real[]>(mixer.w_.size() * mixer.block_)),
-          results(std::make_unique_for_overwrite<Real[]>(mixer.out_.size() * mixer.block_)),
+        : inputs(std::make_unique_for_overwrite<Real[]>(mixer.w_.size() * mixer.stride_)),
+          results(std::make_unique_for_overwrite<Real[]>(mixer.out_.size() * mixer.stride_)),
           base(std::make_unique_for_overwrite<Real[]>(mixer.block_)),
           w(mixer.w_.size()),
           sums(mixer.out_.size()) {
       for (std::size_t i = 0; i < sums.size(); ++i) {
-        sums[i] = results.get() + i * mixer.block_;
+        sums[i] = results.get() + i * mixer.stride_;
       }
     }
     std::unique_ptr<Real[]> inputs;
@@ -199,18 +212,14 @@ class Mixer {
     std::vector<Real*> sums;
   };
 
-  /// The block of every input as Real, less the base; inputs that are so already are read in place.
+  /// The block of every input as Real, less the base. Copied even when it is Real already: the inputs may
+  /// lie a power of two apart, and would then push one another out of the same lines of the cache.
   void gather(Scratch& scratch, std::size_t start, std::size_t count) const {
     if (base_ != nullptr) {
       widen<Real>(base_->element, base_->at(start), scratch.base.get(), count);
     }
-    const bool whole = count % (kVectorsAtOnce * kWidth<Real>) == 0;
     for (std::size_t j = 0; j < w_.size(); ++j) {
-      if (base_ == nullptr && whole && w_[j].element == kElementOf<Real>) {
-        scratch.w[j] = static_cast<const Real*>(w_[j].at(start));
-        continue;
-      }
-      Real* values = scratch.inputs.get() + j * block_;
+      Real* values = scratch.inputs.get() + j * stride_;
       widen<Real>(w_[j].element, w_[j].at(start), values, count);
       for (std::size_t x = 0; base_ != nullptr && x < count; ++x) {
         values[x] -= scratch.base[x];
@@ -269,6 +278,7 @@ class Mixer {
   const ConstBuffer* start_;
   std::vector<Row<Real>> rows_;
   std::size_t block_ = 0;
+  std::size_t stride_ = 0;
   bool streaming_ = false;
 };
 
