@@ -143,7 +143,9 @@ double loss_and_gradient(std::span<const Dense<Real>> layers, Activation activat
     const ConstMap<Real> input(l == 0 ? x : values[l - 1].data(), index(n_rows), index(layer.n_in));
     Map<Real>(layer.weight_gradient, index(layer.n_out), index(layer.n_in)).noalias() =
         delta.transpose() * input;
-    Row<Real>(layer.bias_gradient, index(layer.n_out)) = delta.colwise().sum();
+    // summed into memory of our own: the order of Eigen's sum depends on where its result is aligned
+    const Eigen::Matrix<Real, 1, Eigen::Dynamic> bias_gradient = delta.colwise().sum();
+    Row<Real>(layer.bias_gradient, index(layer.n_out)) = bias_gradient;
     if (l > 0) {
       Matrix<Real> before = delta * weight_of(layer);
       deactivate(activation, values[l - 1], before);

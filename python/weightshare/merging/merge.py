@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from weightshare._core.arrays import as_array, contiguous
+from weightshare._core.threads import resolve_threads
 from weightshare.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -86,8 +88,6 @@ def merge(
     anchor = None if base is None else _as_model(base, "base")
     _check_models(chosen, given, anchor)
     settings = _settings(chosen, len(given), weights, parameters)
-    from weightshare._core.threads import resolve_threads
-
     workers = resolve_threads(threads)
     every = given if anchor is None else [*given, anchor]
     merged: dict[str, Array] = {}
@@ -117,19 +117,14 @@ def _as_model(model: Model, argument: str) -> dict[str, Array]:
     return {"": _as_array(model, argument)}
 
 
-def _as_array(value: ArrayLike, argument: str) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ArgumentTypeError(f"{argument}: expected an array, got ragged data") from error
-    native = array.dtype.newbyteorder("=")
-    if native not in CODE_OF_DTYPE and native.kind not in "biu":
+def _as_array(value: Any, argument: str) -> Array:
+    array = contiguous(as_array(value, argument))
+    if array.dtype not in CODE_OF_DTYPE and array.dtype.kind not in "biu":
         raise ElementError(
             f"{argument}: expected float16, bfloat16, float32 or float64, got {array.dtype};"
             " convert it with astype"
         )
-    # Not ascontiguousarray, which makes a 0-d array 1-d.
-    return np.asarray(array, dtype=native, order="C")
+    return array
 
 
 def _check_models(

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from weightshare._core.arrays import as_array
 from weightshare.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -185,9 +186,9 @@ def spread_and_norm(leaves: list[Array]) -> tuple[float, float]:
     for leaf in leaves:
         for part in _blocks(leaf):
             values = leaf[:, part].astype(np.float64)
-            norm += float(np.vdot(values, values))
+            norm += _sum_of_squares(values)
             values -= values.mean(axis=0)
-            spread += float(np.vdot(values, values))
+            spread += _sum_of_squares(values)
     return math.sqrt(spread), math.sqrt(norm)
 
 
@@ -197,8 +198,14 @@ def norm_of_mean(leaves: list[Array]) -> float:
     for leaf in leaves:
         for part in _blocks(leaf):
             mean = leaf[:, part].mean(axis=0, dtype=np.float64)
-            total += len(leaf) * float(mean @ mean)
+            total += len(leaf) * _sum_of_squares(mean)
     return math.sqrt(total)
+
+
+def _sum_of_squares(values: NDArray[np.float64]) -> float:
+    # not a BLAS dot product: its threads cost more than they save here, and change the last bits
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat))
 
 
 def _blocks(piece: Array) -> Iterable[slice]:
@@ -209,14 +216,7 @@ def _blocks(piece: Array) -> Iterable[slice]:
 
 def _array(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Array:
     """Return `value` as a native array of real floating-point numbers, copied only if needed."""
-    try:
-        found: Array = np.asarray(value)
-    except ValueError as error:
-        raise ShapeError(
-            f"{name}: expected arrays of one shape, got a ragged sequence; make them equal."
-        ) from error
-    if found.dtype.kind in "iu" and not hasattr(value, "dtype"):
-        found = found.astype(np.float64)  # a list of Python ints
+    found = as_array(value, name)
     if found.dtype.kind != "f" and found.dtype.name != "bfloat16":
         raise ElementError(
             f"{name}: expected real floating-point numbers, got elements of type {found.dtype}; "

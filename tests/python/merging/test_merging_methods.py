@@ -163,7 +163,7 @@ ONES = np.ones(2)
         (ArgumentError, "give the weights as the argument weights", {"weight": 1.0}),
         (ArgumentError, "expected at least one model", {"models": []}),
         (ArgumentTypeError, "put the models into a list", {"models": {"w": ONES}}),
-        (ArgumentTypeError, "ragged", {"models": [[[1.0], [1.0, 2.0]]]}),
+        (ShapeError, "ragged", {"models": [[[1.0], [1.0, 2.0]]]}),
         (ElementError, "got complex128", {"models": [ONES + 1j]}),
         (ElementError, "got object", {"models": [np.array([None])]}),
         (ElementError, "got int64", {"models": [np.arange(2), np.arange(2)]}),
