@@ -26,9 +26,8 @@ void step_array(const py::array& w, const py::array& g, const std::optional<py::
 
 void bind_step(py::module_& parent) {
   auto m = parent.def_submodule("step", "Optimizer steps in place.");
-  m.def("sgd_step", &step_array, "w"_a, "g"_a, "v"_a, "rate"_a, "momentum"_a = 0.0,
-      "nesterov"_a = false, "weight_decay"_a = 0.0, "threads"_a = 1,
-      "One step of SGD in place; see weightshare/step.hpp.");
+  m.def("sgd_step", &step_array, "w"_a, "g"_a, "v"_a, "rate"_a, "momentum"_a = 0.0, "nesterov"_a = false,
+      "weight_decay"_a = 0.0, "threads"_a = 1, "One step of SGD in place; see weightshare/step.hpp.");
 }
 
 }  // namespace weightshare
