@@ -11,7 +11,7 @@
 #include "weightshare/error.hpp"
 
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace weightshare {
@@ -47,11 +47,30 @@ std::vector<Row<Real>> rows_of(std::span<const double> a, std::size_t n) {
   return rows;
 }
 
-/// sums[r][x] = Σ_j a[r][j] w[j][x] for R dense rows at once, x in whole vectors.
-template <class Real, std::size_t R>
-void combine_dense(
-    const Row<Real>* rows, const Real* const* w, std::size_t n, Real* const* sums, std::size_t count) {
+/// The block of each input that is mixed now, and where its next block lies in memory.
+template <class Real>
+struct Inputs {
+  explicit Inputs(std::size_t n) : now(n), next(n), width(n) {}
+  std::size_t size() const { return now.size(); }
+  std::vector<const Real*> now;
+  std::vector<const std::byte*> next;
+  std::vector<std::size_t> width;  // bytes of an element of each input
+};
+
+template <class Real, bool fetch>
+void fetch_ahead(const Inputs<Real>& inputs, std::size_t j, std::size_t x) {
+  if constexpr (fetch) {
+    __builtin_prefetch(inputs.next[j] + x * inputs.width[j]);
+  }
+}
+
+/// sums[r][x] = Σ_j a[r][j] w[j][x] for R dense rows at once, x in whole vectors. With `fetch`, asks for
+/// the next blocks meanwhile, so that memory is at work while the sums are.
+template <class Real, std::size_t R, bool fetch>
+void combine_dense(const Row<Real>* rows, const Inputs<Real>& inputs, Real* const* sums, std::size_t count) {
   constexpr std::size_t kStep = kVectorsAtOnce * kWidth<Real>;
+  const std::size_t n = inputs.size();
+  const Real* const* w = inputs.now.data();
   std::vector<Real> a(n * R);  // by input, so that the coefficients of one input lie together
   Real* targets[R];
   for (std::size_t k = 0; k < a.size(); ++k) {
@@ -61,6 +80,7 @@ void combine_dense(
   for (std::size_t x = 0; x < count; x += kStep) {
     Vector<Real> sum[R][kVectorsAtOnce];
     Vector<Real> value[kVectorsAtOnce];
+    fetch_ahead<Real, fetch>(inputs, 0, x);
     for (std::size_t v = 0; v < kVectorsAtOnce; ++v) {
       load<Real>(value[v], w[0] + x + v * kWidth<Real>);
       for (std::size_t r = 0; r < R; ++r) {
@@ -68,6 +88,7 @@ void combine_dense(
       }
     }
     for (std::size_t j = 1; j < n; ++j) {
+      fetch_ahead<Real, fetch>(inputs, j, x);
       for (std::size_t v = 0; v < kVectorsAtOnce; ++v) {
         load<Real>(value[v], w[j] + x + v * kWidth<Real>);
       }
@@ -106,43 +127,70 @@ void combine_sparse(const Row<Real>& row, const Real* const* w, Real* sums, std:
   }
 }
 
+template <class Real, std::size_t R>
+void combine_rows(
+    const Row<Real>* rows, const Inputs<Real>& inputs, Real* const* sums, std::size_t count, bool first) {
+  if (first) {
+    combine_dense<Real, R, true>(rows, inputs, sums, count);
+  } else {
+    combine_dense<Real, R, false>(rows, inputs, sums, count);
+  }
+}
+
 template <class Real>
-void combine(std::span<const Row<Real>> rows, const Real* const* w, std::size_t n, Real* const* sums,
-    std::size_t count) {
+void combine(
+    std::span<const Row<Real>> rows, const Inputs<Real>& inputs, Real* const* sums, std::size_t count) {
   for (std::size_t i = 0; i < rows.size();) {
     std::size_t run = 0;
     while (run < kRowsAtOnce && i + run < rows.size() && rows[i + run].dense()) {
       ++run;
     }
-    if (run == kRowsAtOnce) {
-      combine_dense<Real, kRowsAtOnce>(&rows[i], w, n, sums + i, count);
+    if (run == 8) {
+      combine_rows<Real, 8>(&rows[i], inputs, sums + i, count, i == 0);
     } else if (run >= 4) {
       run = 4;
-      combine_dense<Real, 4>(&rows[i], w, n, sums + i, count);
+      combine_rows<Real, 4>(&rows[i], inputs, sums + i, count, i == 0);
     } else if (run >= 2) {
       run = 2;
-      combine_dense<Real, 2>(&rows[i], w, n, sums + i, count);
+      combine_rows<Real, 2>(&rows[i], inputs, sums + i, count, i == 0);
     } else if (run == 1) {
-      combine_dense<Real, 1>(&rows[i], w, n, sums + i, count);
+      combine_rows<Real, 1>(&rows[i], inputs, sums + i, count, i == 0);
     } else {
       run = 1;
-      combine_sparse<Real>(rows[i], w, sums[i], count);
+      combine_sparse<Real>(rows[i], inputs.now.data(), sums[i], count);
     }
     i += run;
   }
 }
 
+#if defined(__AVX__)
+void stream_line(const std::byte* from, std::byte* to) {
+  for (int part = 0; part < 2; ++part) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + part,
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + part));
+  }
+}
+#elif defined(__SSE2__)
+void stream_line(const std::byte* from, std::byte* to) {
+  for (int part = 0; part < 4; ++part) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to) + part,
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + part));
+  }
+}
+#endif
+
 /// Copies past the caches where it can: the result would only push out what is read next.
 void stream(const void* source, void* target, std::size_t bytes) {
 #if defined(__SSE2__)
-  const auto misaligned = reinterpret_cast<std::uintptr_t>(target) % 16;
-  const std::size_t head = std::min(bytes, misaligned == 0 ? 0 : 16 - misaligned);
+  constexpr std::size_t kLine = 64;
+  const auto misaligned = reinterpret_cast<std::uintptr_t>(target) % kLine;
+  const std::size_t head = std::min(bytes, misaligned == 0 ? 0 : kLine - misaligned);
   std::memcpy(target, source, head);
   const auto* from = static_cast<const std::byte*>(source) + head;
   auto* to = static_cast<std::byte*>(target) + head;
   std::size_t left = bytes - head;
-  for (; left >= 16; left -= 16, from += 16, to += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  for (; left >= kLine; left -= kLine, from += kLine, to += kLine) {
+    stream_line(from, to);
   }
   std::memcpy(to, from, left);
 #else
@@ -184,7 +232,8 @@ class Mixer {
   void mix_chunk(std::size_t start, std::size_t stop) const {
     Scratch scratch(*this);
     for (std::size_t x = start; x < stop; x += block_) {
-      mix_block(scratch, x, std::min(block_, stop - x));
+      const std::size_t count = std::min(block_, stop - x);
+      mix_block(scratch, x, count, x + block_ < stop ? x + block_ : x);
     }
     if (streaming_) {
       finish_streaming();
@@ -208,13 +257,13 @@ class Mixer {
     std::unique_ptr<Real[]> inputs;
     std::unique_ptr<Real[]> results;
     std::unique_ptr<Real[]> base;
-    std::vector<const Real*> w;
+    Inputs<Real> w;
     std::vector<Real*> sums;
   };
 
   /// The block of every input as Real, less the base. Copied even when it is Real already: the inputs may
   /// lie a power of two apart, and would then push one another out of the same lines of the cache.
-  void gather(Scratch& scratch, std::size_t start, std::size_t count) const {
+  void gather(Scratch& scratch, std::size_t start, std::size_t count, std::size_t next) const {
     if (base_ != nullptr) {
       widen<Real>(base_->element, base_->at(start), scratch.base.get(), count);
     }
@@ -224,15 +273,17 @@ class Mixer {
       for (std::size_t x = 0; base_ != nullptr && x < count; ++x) {
         values[x] -= scratch.base[x];
       }
-      scratch.w[j] = values;
+      scratch.w.now[j] = values;
+      scratch.w.next[j] = static_cast<const std::byte*>(w_[j].at(next));
+      scratch.w.width[j] = size_of(w_[j].element);
     }
   }
 
-  void mix_block(Scratch& scratch, std::size_t start, std::size_t count) const {
-    gather(scratch, start, count);
+  void mix_block(Scratch& scratch, std::size_t start, std::size_t count, std::size_t next) const {
+    gather(scratch, start, count, next);
     constexpr std::size_t kStep = kVectorsAtOnce * kWidth<Real>;
     const std::size_t padded = (count + kStep - 1) / kStep * kStep;
-    combine<Real>(rows_, scratch.w.data(), w_.size(), scratch.sums.data(), padded);
+    combine<Real>(rows_, scratch.w, scratch.sums.data(), padded);
     if (start_ != nullptr && start_ != base_) {
       widen<Real>(start_->element, start_->at(start), scratch.base.get(), count);
     }
