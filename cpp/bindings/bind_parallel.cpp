@@ -9,7 +9,7 @@ namespace weightshare {
 void bind_parallel(py::module_& parent) {
   auto m = parent.def_submodule("parallel", "How the core uses threads.");
   m.def("after_fork_in_child", &after_fork_in_child,
-      "Run serially from now on if a parallel region was used before the fork.");
+      "Run serially from now on: the threads of the OpenMP runtime did not survive the fork.");
   m.def("openmp_version", &openmp_version, "OpenMP's version date, or 0 when built without it.");
   m.def("compiler", [] { return __VERSION__; }, "The compiler that built this module.");
 }

@@ -32,6 +32,8 @@ Element element_of(const py::array& array, const std::string& name) {
 void check_layout(const py::array& array, const std::string& name) {
   require<ShapeError>((array.flags() & py::array::c_style) != 0,
       name + ": array is not C-contiguous; pass numpy.ascontiguousarray(x)");
+  require<ShapeError>((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0,
+      name + ": array is not aligned to its elements; pass a copy");
 }
 
 void check_writable(const py::array& array, const std::string& name) {

@@ -17,7 +17,8 @@
 namespace weightshare {
 namespace {
 
-constexpr std::size_t kChunk = std::size_t{1} << 16U;           // elements that a thread takes at a time
+constexpr std::size_t kLargestChunk = std::size_t{1} << 16U;    // elements that a thread takes at a time
+constexpr std::size_t kChunkWork = std::size_t{1} << 25U;       // products in them, some milliseconds
 constexpr std::size_t kScratchBytes = std::size_t{192} << 10U;  // stays in the second-level cache
 constexpr std::size_t kLargestBlock = 512;
 constexpr std::size_t kSkew = 80;  // keeps the blocks of two tensors out of the same lines of the cache
@@ -357,8 +358,9 @@ void mix_as(std::span<const Buffer> out, std::span<const ConstBuffer> w, std::sp
     const Origin& origin, const Execution& execution) {
   const Mixer<Real> mixer(out, w, a, origin);
   const std::size_t count = w[0].count;
-  for_blocks((count + kChunk - 1) / kChunk, execution,
-      [&](std::size_t chunk) { mixer.mix_chunk(chunk * kChunk, std::min(count, (chunk + 1) * kChunk)); });
+  const std::size_t size = std::clamp(kChunkWork / a.size(), kLargestBlock, kLargestChunk);
+  for_blocks((count + size - 1) / size, execution,
+      [&](std::size_t chunk) { mixer.mix_chunk(chunk * size, std::min(count, (chunk + 1) * size)); });
 }
 
 }  // namespace

@@ -11,7 +11,6 @@
 namespace weightshare {
 namespace {
 
-std::atomic<bool> had_parallel_region{false};
 std::atomic<bool> serial_only{false};
 
 /// Hands out blocks and keeps the first exception.
@@ -81,7 +80,6 @@ void for_blocks(
     return blocks.rethrow();
   }
 #if defined(_OPENMP)
-  had_parallel_region.store(true);
   const auto wanted = static_cast<std::size_t>(execution.threads);
   const int team = static_cast<int>(wanted < n_blocks ? wanted : n_blocks);
 #pragma omp parallel num_threads(team)
@@ -90,10 +88,9 @@ void for_blocks(
   blocks.rethrow();
 }
 
+// Always: the parent's parallel region may have been that of another library on the same runtime.
 void after_fork_in_child() {
-  if (had_parallel_region.load()) {
-    serial_only.store(true);
-  }
+  serial_only.store(true);
 }
 
 int openmp_version() {

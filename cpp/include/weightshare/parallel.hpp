@@ -18,7 +18,7 @@ struct Execution {
 /// Blocks run in any order, so each must write only what is its own. The first exception of a body or
 /// of the poll stops the rest and is rethrown on the caller's thread. Runs on the caller's thread alone
 /// when there is one block or one thread, inside another parallel region, without OpenMP, and in a
-/// process that was forked after a parallel region (libgomp's threads do not survive a fork).
+/// process that was forked (the threads of the OpenMP runtime do not survive a fork).
 void for_blocks(
     std::size_t n_blocks, const Execution& execution, const std::function<void(std::size_t)>& body);
 

@@ -7,7 +7,7 @@ namespace weightshare {
 
 /// One step of stochastic gradient descent.
 struct Step {
-  double rate = 0.0;          ///< learning rate, > 0
+  double rate = 0.0;          ///< learning rate, >= 0
   double momentum = 0.0;      ///< in [0, 1)
   double weight_decay = 0.0;  ///< decoupled, >= 0
   bool nesterov = false;

@@ -15,7 +15,7 @@ from weightshare._core import cpu_probe
 
 
 def _choose(wanted: str | None, runnable: tuple[str, ...]) -> str:
-    if wanted is None:
+    if not wanted:
         if not runnable:
             raise ImportError("weightshare needs an x86-64-v2 CPU (SSE4.2, POPCNT), or newer")
         return runnable[0]

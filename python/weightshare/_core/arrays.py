@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from weightshare._core.tensors import array_of_tensor, is_tensor
 from weightshare.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -34,8 +35,8 @@ def as_array(value: Any, argument: str) -> Array:
 
     CPU torch tensors share their memory; nested lists of numbers become float64.
     """
-    if type(value).__module__.partition(".")[0] == "torch":
-        return _from_torch(value, argument)
+    if is_tensor(value):
+        return array_of_tensor(value, argument)
     if isinstance(value, np.ma.MaskedArray):
         raise ArgumentTypeError(f"{argument}: masked arrays are not supported; fill the mask first")
     try:
@@ -51,26 +52,10 @@ def as_array(value: Any, argument: str) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _from_torch(value: Any, argument: str) -> Array:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        raise ArgumentTypeError(f"{argument}: expected a tensor or an array, got {type(value)}")
-    if value.device.type != "cpu":
-        raise ArgumentTypeError(
-            f"{argument}: expected a tensor in CPU memory, got one on {value.device}; pass x.cpu()"
-        )
-    value = value.detach()
-    if value.dtype == torch.bfloat16:
-        bits: Array = value.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    result: Array = value.resolve_conj().resolve_neg().numpy()
-    return result
-
-
 def contiguous(array: Array) -> Array:
-    """The array itself if it is C-contiguous, else one copy; keeps zero dimensions."""
-    return array if array.flags.c_contiguous else np.array(array, order="C")
+    """The array itself if it is C-contiguous and aligned, else one copy; keeps zero dimensions."""
+    plain = array.flags.c_contiguous and array.flags.aligned
+    return array if plain else np.array(array, order="C")
 
 
 @dataclass(frozen=True)
@@ -162,6 +147,9 @@ def _from_mappings(models: Sequence[Mapping[str, Any]], argument: str) -> Family
             array = as_array(model[name], family.label(j, name, argument))
             family.tensors[name].append(array)
         _check_alike(family, name, argument)
+        first = family.tensors[name][0]
+        if first.dtype.kind not in "biu":
+            _check_float(first, family.label(0, name, argument))
     return _contiguous(family)
 
 

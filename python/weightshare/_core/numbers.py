@@ -8,13 +8,16 @@ from numbers import Integral, Real
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from weightshare._core.tensors import array_of_tensor, is_tensor
 from weightshare.errors import ArgumentError, ArgumentTypeError, ElementError, ShapeError
 
 
 def real_array(value: ArrayLike, name: str) -> NDArray[np.float64]:
     """Return a float64 copy of `value`: real, finite and not empty."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ArgumentTypeError(f"{name}: masked arrays are not supported; fill the mask first.")
     try:
-        found = np.asarray(value)
+        found = array_of_tensor(value, name) if is_tensor(value) else np.asarray(value)
     except ValueError as error:
         raise ShapeError(
             f"{name}: expected rows of equal length, got a ragged sequence; make them equal."

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__: list[str] = ['after_fork_in_child', 'compiler', 'openmp_version']
 def after_fork_in_child() -> None:
     """
-    Run serially from now on if a parallel region was used before the fork.
+    Run serially from now on: the threads of the OpenMP runtime did not survive the fork.
     """
 def compiler() -> str:
     """

@@ -85,6 +85,7 @@ def mix(models: Any, A: Any, *, out: Any = None, threads: int | None = None) -> 
     count = resolve_threads(threads)
     _check_integers(family)
     m = len(a)
+    _check_range(a, family)
     results = _new_results(family, m) if out is None else _results_in(out, family, m, one)
     for name, w in family.tensors.items():
         if w[0].dtype in FLOATS:
@@ -92,7 +93,7 @@ def mix(models: Any, A: Any, *, out: Any = None, threads: int | None = None) -> 
         else:
             for target in results[name]:
                 np.copyto(target, w[0])
-    return out if out is not None else _in_form(results, family, one)
+    return out if out is not None else _in_form(results, family, m, one)
 
 
 def share(models: Any, weights: Any = None, *, threads: int | None = None) -> list[Any]:
@@ -145,8 +146,8 @@ def fuse(
     weights : array_like (n,), default None
         Importance of each model, normalised to sum one; None means equal.
     rescale : {None, "norm"}, default None
-        "norm" gives each tensor the weighted mean of the models' norms: averaging unrelated tensors
-        shrinks them (by the square root of n for independent ones).
+        "norm" gives each tensor the mean of the models' norms, weighted by abs(weights): averaging
+        unrelated tensors shrinks them (by the square root of n for independent ones).
     threads : int, default None
         As in `mix`.
 
@@ -181,8 +182,10 @@ def fuse(
         return fused
     parts = fused if isinstance(fused, dict) else {"": fused}
     for name, w in family.floats.items():
-        target = float(c @ norms(w, threads))
+        target = float(np.abs(c) @ norms(w, threads) / np.abs(c).sum())
         now = float(norms([parts[name]], threads)[0])
+        if not np.isfinite(target) or not np.isfinite(now):
+            raise ArgumentError(f"models: {name!r} is not finite, so it has no norm to restore")
         if now > 0.0:
             _core.mix(
                 [parts[name]],
@@ -255,7 +258,7 @@ def transfer(
         else:
             a = np.array([[share_carried]])
             _core.mix(results[name], [given], a, origin[name], count, kept)
-    return _in_form(results, family, True)
+    return _in_form(results, family, 1, True)
 
 
 def _pair(source: Any, target: Any) -> Family:
@@ -275,6 +278,15 @@ def as_coefficients(A: Any, n: int, argument: str = "A") -> NDArray[np.float64]:
     if len(a) == 0:
         raise ShapeError(f"{argument}: expected at least one row, got {a.shape}")
     return a
+
+
+def _check_range(a: NDArray[np.float64], family: Family) -> None:
+    largest = float(np.abs(a).max())
+    narrow = any(w[0].dtype != np.float64 for w in family.floats.values())
+    if narrow and largest > float(np.finfo(np.float32).max):
+        raise ArgumentError(
+            f"A: expected coefficients within float32 for models that are not float64, got {largest:g}"
+        )
 
 
 def _normalised(weights: Any, n: int) -> NDArray[np.float64]:
@@ -316,10 +328,9 @@ def _new_results(family: Family, m: int) -> dict[str, list[Array]]:
     return results
 
 
-def _in_form(results: dict[str, list[Array]], family: Family, one: bool) -> Any:
+def _in_form(results: dict[str, list[Array]], family: Family, m: int, one: bool) -> Any:
     """The results in the form in which the models came."""
     if family.form == "mappings":
-        m = len(next(iter(results.values()), [None]))
         dicts = [{name: w[i] for name, w in results.items()} for i in range(m)]
         return dicts[0] if one else dicts
     rows = results[""]
@@ -331,7 +342,7 @@ def _in_form(results: dict[str, list[Array]], family: Family, one: bool) -> Any:
 def _results_in(out: Any, family: Family, m: int, one: bool) -> dict[str, list[Array]]:
     """The caller's own arrays as results, all checked before anything is written."""
     given = [out] if one else out
-    if not isinstance(given, (list, tuple, np.ndarray)) and not hasattr(given, "__getitem__"):
+    if isinstance(given, Mapping) or not hasattr(given, "__getitem__"):
         raise ArgumentTypeError(f"out: expected {m} models, got {type(out).__name__}")
     if len(given) != m:
         raise ShapeError(f"out: expected {m} models, one for each row of A, got {len(given)}")
@@ -369,8 +380,8 @@ def _checked_result(target: Any, like: Array, label: str) -> Array:
         raise ElementError(f"{label}: expected native {like.dtype}, got {target.dtype!r}")
     if not target.flags.writeable:
         raise ArgumentError(f"{label}: array is read-only; pass one that may be written")
-    if not target.flags.c_contiguous:
-        raise ArgumentError(f"{label}: array is not C-contiguous; pass one that is")
+    if not target.flags.c_contiguous or not target.flags.aligned:
+        raise ArgumentError(f"{label}: array is not C-contiguous and aligned; pass one that is")
     return target
 
 
@@ -399,7 +410,9 @@ def _check_memory(results: dict[str, list[Array]], family: Family) -> None:
 
 
 def _span(array: Array) -> tuple[int, int]:
-    return np.lib.array_utils.byte_bounds(array)
+    # contiguous here, so this is all that byte_bounds would find, in a tenth of its time
+    start: int = array.__array_interface__["data"][0]
+    return start, start + array.nbytes
 
 
 __all__ = ["fuse", "mix", "share", "transfer"]

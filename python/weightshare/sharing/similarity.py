@@ -18,6 +18,7 @@ Matrix = NDArray[np.float64]
 _METRICS = ("cosine", "row_cosine", "sign", "procrustes", "cka")
 _DISTANCES = ("l2", "relative")
 _LEVELS = ("model", "tensor")
+_NOISE = 8 * float(np.finfo(np.float64).eps)
 
 
 def similarity(
@@ -39,7 +40,8 @@ def similarity(
         Integer tensors of mappings are left out.
     metric : {"cosine", "row_cosine", "sign", "procrustes", "cka"}, default "cosine"
         - cosine: ⟨w_i, w_j⟩ / (‖w_i‖ ‖w_j‖), in [-1, 1].
-        - row_cosine: mean over rows of the cosine of equal rows (a 1-D tensor is one row).
+        - row_cosine: mean over rows of the cosine of equal rows (a 1-D tensor is one row; rows of
+          zeros are left out).
         - sign: share of equal signs among the elements that are non-zero in both; 0.5 is chance, and
           NaN counts as zero.
         - procrustes: nuclear norm of W_i W_jᵀ over the norms, rows centred, in [0, 1]: it does not
@@ -94,7 +96,8 @@ def similarity(
     if level == "tensor":
         return {name: combine.finish(part) for name, part in parts.items()}
     if combine.mean:
-        return np.mean([combine.finish(part) for part in parts.values()], axis=0)
+        # tensors of zeros count neither for nor against: the diagonal has the number of the others
+        return _cosines(np.sum([combine.finish(part) for part in parts.values()], axis=0))
     return combine.finish(np.sum(list(parts.values()), axis=0))
 
 
@@ -166,14 +169,18 @@ class _Pairs:
         self.base = base
         self.center = center
         self.threads = threads
+        self._shifts: dict[str, list[float]] = {}
 
-    def shift(self, name: str) -> list[float]:
+    def _shift(self, name: str) -> list[float]:
         w = self.family.tensors[name]
         if not self.center or w[0].size == 0:
             return []
-        total = np.empty(self.family.n)
-        _core.sums(total, w, base=self.base.get(name), threads=self.threads)
-        return [float(mean) for mean in total / w[0].size]
+        if name not in self._shifts:
+            total = np.empty(self.family.n)
+            _core.sums(total, w, base=self.base.get(name), threads=self.threads)
+            self._finite(total, name)
+            self._shifts[name] = [float(mean) for mean in total / w[0].size]
+        return self._shifts[name]
 
     def inner_products(self, name: str) -> Matrix:
         products = np.empty((self.family.n, self.family.n))
@@ -181,26 +188,35 @@ class _Pairs:
             products,
             self.family.tensors[name],
             base=self.base.get(name),
-            shift=self._finite_shift(name),
+            shift=self._shift(name),
             threads=self.threads,
         )
-        return self._finite(products, name)
+        return self._without_noise(self._finite(products, name), name)
 
     def row_cosines(self, name: str) -> Matrix:
-        """(n + 1, n): sums of the cosines of rows, and the number of rows in the last row."""
+        """(n, n): sums of the cosines of rows; on the diagonal the number of rows that are not zero."""
         w = self.family.tensors[name]
         n_columns = max(1, w[0].shape[-1] if w[0].ndim > 1 else w[0].size)
-        sums = np.zeros((self.family.n + 1, self.family.n))
+        sums = np.zeros((self.family.n, self.family.n))
         _core.row_cosine_sums(
-            sums[:-1],
+            sums,
             w,
             n_columns,
             base=self.base.get(name),
-            shift=self._finite_shift(name),
+            shift=self._shift(name),
             threads=self.threads,
         )
-        self._finite(sums[:-1], name)
-        sums[-1] = w[0].size // n_columns
+        return self._without_noise(self._finite(sums, name), name)
+
+    def _without_noise(self, sums: Matrix, name: str) -> Matrix:
+        """The sums, with 0 for a model of which centring has left rounding errors only."""
+        shift = np.array(self._shift(name))
+        if shift.size:
+            left = np.empty((self.family.n, self.family.n))
+            w, base = self.family.tensors[name], self.base.get(name)
+            _core.inner_products(left, w, base=base, shift=list(shift), threads=self.threads)
+            noise = np.diagonal(left) <= (_NOISE * shift) ** 2 * w[0].size
+            sums[noise, :] = sums[:, noise] = 0.0
         return sums
 
     def signs(self, name: str) -> Matrix:
@@ -218,25 +234,32 @@ class _Pairs:
         if self.family.tensors[name][0].ndim != 2:
             return None
         self.inner_products(name)
-        return [w - w.mean(axis=1, keepdims=True) if w.size else w for w in self._centred(name)]
+        return [_centred_rows(w) if w.size else w for w in self._centred(name)]
 
     def _centred(self, name: str) -> list[Matrix]:
         base = self.base.get(name)
-        shift = self._finite_shift(name) or [0.0] * self.family.n
+        shift = self._shift(name) or [0.0] * self.family.n
         wide = (w.astype(np.float64) for w in self.family.tensors[name])
         return [
             w - shift[j] - (0.0 if base is None else base.astype(np.float64))
             for j, w in enumerate(wide)
         ]
 
-    def _finite_shift(self, name: str) -> list[float]:
-        shift = self.shift(name)
-        self._finite(np.array(shift or [0.0]), name)
-        return shift
-
     def _finite(self, values: Matrix, name: str) -> Matrix:
+        if not np.isfinite(np.diagonal(values) if values.ndim == 2 else values).all():
+            base = self.base.get(name)
+            if base is not None and not np.isfinite(base.astype(np.float64)).all():
+                raise ArgumentError("base: expected finite values, got NaN or infinity")
         _check_finite(values, self.family, name)
         return values
+
+
+def _centred_rows(w: Matrix) -> Matrix:
+    """Each row less its mean; 0 where only the rounding of equal numbers would be left."""
+    mean = w.mean(axis=1, keepdims=True)
+    left: Matrix = w - mean
+    left[np.abs(left).max(axis=1) <= _NOISE * np.abs(mean[:, 0])] = 0.0
+    return left
 
 
 def _check_finite(values: Matrix, family: Family, name: str) -> None:
@@ -255,6 +278,10 @@ def _squared_distances(family: Family, name: str, threads: int) -> Matrix:
     _core.squared_distances(parts[0], w, threads=threads)
     squares = np.square(norms(w, threads))
     _check_finite(squares, family, name)
+    if not np.isfinite(parts[0]).all():
+        raise ArgumentError(
+            f"models: the squared distances of {name!r} overflow float64; scale the models"
+        )
     parts[1] = squares[:, np.newaxis]
     return parts
 
@@ -277,10 +304,6 @@ def _cosines(products: Matrix) -> Matrix:
     return cosines
 
 
-def _mean_row_cosines(sums: Matrix) -> Matrix:
-    return np.asarray(sums[:-1] / np.maximum(sums[-1], 1.0))
-
-
 def _sign_share(counts: Matrix) -> Matrix:
     return np.asarray(counts[0] / np.maximum(counts[1], 1.0))
 
@@ -289,6 +312,9 @@ def _cross(pairs: _Pairs, name: str, measure: Callable[[Matrix, Matrix], float])
     matrices = pairs.matrices(name)
     if matrices is None:
         return None
+    if matrices[0].shape[0] > matrices[0].shape[1]:
+        # x yᵀ has the singular values of Rx Ryᵀ: units enter only through this small factor
+        matrices = [np.asarray(np.linalg.qr(x, mode="r")) for x in matrices]
     products = np.zeros((len(matrices), len(matrices)))
     for i, x in enumerate(matrices):
         for j in range(i, len(matrices)):
@@ -306,10 +332,8 @@ def _nuclear(x: Matrix, y: Matrix) -> float:
 
 
 def _alignment(x: Matrix, y: Matrix) -> float:
-    """‖x yᵀ‖², by the smaller of the two Gram matrices."""
-    if len(x) <= x.shape[1]:
-        return float(np.square(x @ y.T).sum())
-    return float(np.vdot(x.T @ x, y.T @ y))
+    """‖x yᵀ‖², the square of its Frobenius norm."""
+    return float(np.square(x @ y.T).sum())
 
 
 class _Measure:
@@ -328,7 +352,7 @@ class _Measure:
 
 _COMBINE = {
     "cosine": _Measure(_Pairs.inner_products, _cosines),
-    "row_cosine": _Measure(_Pairs.row_cosines, _mean_row_cosines),
+    "row_cosine": _Measure(_Pairs.row_cosines, _cosines),
     "sign": _Measure(_Pairs.signs, _sign_share),
     "procrustes": _Measure(lambda pairs, name: _cross(pairs, name, _nuclear), _cosines, mean=True),
     "cka": _Measure(lambda pairs, name: _cross(pairs, name, _alignment), _cosines, mean=True),

@@ -155,8 +155,8 @@ def merge_and_update(
     callback says so, or after max_iter steps. The residual is ‖(I - A) X + η g‖ for `dgd` and
     ‖X - A (X - η g)‖ for `atc`, both equal to the change, and ‖(X - 1x̄ᵀ, η 1ḡᵀ)‖ for `extra` and
     `tracking`. While a step object's rate is below its largest so far, tol shrinks with it, so
-    the end of an annealing cycle is not taken for convergence. With momentum μ, η in these
-    formulas is the rate / (1 - μ).
+    the end of an annealing cycle is not taken for convergence. With momentum μ, both must be
+    within bounds for 2 / (1 - μ) iterations in a row: one small change may be a turning point.
 
     Memory besides W and the caller's gradient, in units of the n models: 3 for `atc`, `dgd` and
     `extra`, 4 for `tracking`. Weights of float16 and bfloat16 are trained in float32.
@@ -267,6 +267,9 @@ class _Run:
         }
         self.iterations, self.curvature, self.norm, self.fastest = 0, 0.0, 0.0, 0.0
         self.moved: NDArray[np.float64] = np.zeros(0)  # squared, by model and name
+        # with momentum a single small change may be a turning point; so many in a row are none
+        momentum = min(max(float(getattr(step, "momentum", 0.0)), 0.0), 0.999)
+        self.calm, self.needed = 0, math.ceil(2.0 / (1.0 - momentum)) if momentum else 1
         self.growing: list[float] = []  # curvature at each iteration since the loss grew too far
         form.fill(self.X, W)
         if method == "atc":
@@ -307,7 +310,9 @@ class _Run:
         if tol > 0.0:
             tol = max(tol, 4.0 * self.form.epsilon)
         bound = tol * (1.0 + self.norm) * (rate / self.fastest if rate > 0.0 else 0.0)
-        return 0.0 < bound >= max(self.history["change"][-1], self.history["residual"][-1])
+        small = 0.0 < bound >= max(self.history["change"][-1], self.history["residual"][-1])
+        self.calm = self.calm + 1 if small else 0
+        return self.calm >= self.needed
 
     def state(self) -> IterationState:
         """Return what the callback sees."""
@@ -446,6 +451,8 @@ def _split(returned: Any) -> tuple[float | None, Any]:
     if isinstance(returned, tuple) and len(returned) == 2 and not isinstance(returned[0], Mapping):
         loss, G = returned
         if isinstance(loss, Real) and isinstance(G, Real):
+            return None, returned
+        if np.ndim(loss) > 0 and np.shape(loss) == np.shape(G):
             return None, returned
         if np.ndim(loss) != 0 or not isinstance(np.asarray(loss).item(), Real):
             raise ArgumentTypeError(

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from weightshare._core import step as _core
 from weightshare._core.arrays import FLOATS, Array, as_array, contiguous
-from weightshare._core.numbers import number
+from weightshare._core.numbers import number, whole
+from weightshare._core.tensors import is_tensor
 from weightshare._core.threads import resolve_threads
 from weightshare.errors import (
     ArgumentError,
@@ -188,14 +190,31 @@ class SGD:
         self._restore(state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.momentum = number(state["momentum"], "state['momentum']", 0.0, 1.0)
-        self.nesterov = bool(state["nesterov"])
-        self.weight_decay = number(
-            state["weight_decay"], "state['weight_decay']", 0.0, float("inf")
+        fresh = self._like(state)
+        fresh._steps = whole(state["steps"], "state['steps']", 0)
+        velocity = state["velocity"]
+        if not isinstance(velocity, Mapping):
+            raise ArgumentTypeError(
+                f"state['velocity']: expected a mapping, got {type(velocity).__name__}"
+            )
+        for name, array in velocity.items():
+            checked = np.array(as_array(array, f"state['velocity'][{name!r}]"), order="C")
+            if checked.dtype not in (np.float32, np.float64):
+                raise ElementError(
+                    f"state['velocity'][{name!r}]: expected float32 or float64, got {checked.dtype}"
+                )
+            fresh._velocity[str(name)] = checked
+        vars(self).update(vars(fresh))
+
+    def _like(self, state: Mapping[str, Any]) -> SGD:
+        """A new optimizer of the settings in a state, which checks them all."""
+        return SGD(
+            state["lr"],
+            momentum=state["momentum"],
+            nesterov=state["nesterov"],
+            weight_decay=state["weight_decay"],
+            threads=self.threads,
         )
-        self._lr = number(state["lr"], "state['lr']", 0.0, above=True)
-        self._steps = int(state["steps"])
-        self._velocity = {str(name): np.array(array) for name, array in state["velocity"].items()}
 
     def _settings(self) -> str:
         parts = [f"momentum={self.momentum:g}"] * bool(self.momentum)
@@ -313,10 +332,17 @@ class SGDR(SGD):
         """Everything needed to go on later, the place in the schedule included."""
         return {**super().state_dict(), "schedule": dict(self._schedule)}
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        check_schedule(**state["schedule"])
-        super()._restore(state)
-        self._schedule = dict(state["schedule"])
+    def _like(self, state: Mapping[str, Any]) -> SGD:
+        schedule = state["schedule"]
+        if not isinstance(schedule, Mapping) or set(schedule) != set(self._schedule):
+            raise ArgumentError(f"state['schedule']: expected the entries {sorted(self._schedule)}")
+        return SGDR(
+            **schedule,
+            momentum=state["momentum"],
+            nesterov=state["nesterov"],
+            weight_decay=state["weight_decay"],
+            threads=self.threads,
+        )
 
     def __repr__(self) -> str:
         schedule = ", ".join(f"{name}={value!r}" for name, value in self._schedule.items())
@@ -338,22 +364,29 @@ def _pairs_of(params: Any, grads: Any) -> dict[str, tuple[Array, Array]]:
             "grads: expected the form of params (both arrays, or both mappings)"
         )
     if not isinstance(params, Mapping):
-        return {"": _checked_pair(params, grads, "")}
+        pairs = {"": _checked_pair(params, grads, "")}
+        _check_memory(pairs)
+        return pairs
     if set(params) != set(grads):
         odd = sorted(map(str, set(params) ^ set(grads)))
         raise NamesError(f"grads: expected the names of params; these differ: {odd[:3]}")
-    return {name: _checked_pair(params[name], grads[name], name) for name in params}
+    for name in params:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"params: expected names that are str, got {name!r}")
+    pairs = {name: _checked_pair(params[name], grads[name], name) for name in params}
+    _check_memory(pairs)
+    return pairs
 
 
 def _checked_pair(param: Any, grad: Any, name: str) -> tuple[Array, Array]:
     place = f"[{name!r}]" if name else ""
-    w = as_array(param, f"params{place}")
-    if not (isinstance(param, np.ndarray) and w is not param) and not hasattr(param, "dtype"):
+    if not isinstance(param, np.ndarray) and not is_tensor(param):
         raise ArgumentTypeError(
             f"params{place}: expected an array to change in place, got {type(param).__name__}"
         )
-    if isinstance(param, np.ndarray) and w is not param:
+    if isinstance(param, np.ndarray) and not param.dtype.isnative:
         raise ElementError(f"params{place}: expected native byte order, got {param.dtype!r}")
+    w = as_array(param, f"params{place}")
     g = as_array(grad, f"grads{place}")
     for array, argument in ((w, "params"), (g, "grads")):
         if array.dtype not in FLOATS:
@@ -364,6 +397,19 @@ def _checked_pair(param: Any, grad: Any, name: str) -> tuple[Array, Array]:
         raise ShapeError(f"grads{place}: expected shape {w.shape}, got {g.shape}")
     if not w.flags.writeable:
         raise ArgumentError(f"params{place}: array is read-only; pass one that may be written")
-    if np.shares_memory(w, g):
-        raise ArgumentError(f"grads{place}: shares memory with the parameters; pass its own array")
     return w, contiguous(g)
+
+
+def _check_memory(pairs: dict[str, tuple[Array, Array]]) -> None:
+    """Refuses a parameter that shares memory with another one, or with any gradient."""
+    spans = [(*byte_bounds(w), True, name) for name, (w, _) in pairs.items() if w.size]
+    spans += [(*byte_bounds(g), False, name) for name, (_, g) in pairs.items() if g.size]
+    furthest: dict[bool, int] = {}
+    for low, high, is_param, name in sorted(spans):
+        for other_is_param, reach in furthest.items():
+            if low < reach and (is_param or other_is_param):
+                raise ArgumentError(
+                    f"params: {_quoted(name)}shares memory with another parameter or gradient; step "
+                    "tied weights once, under one name, with the sum of their gradients"
+                )
+        furthest[is_param] = max(high, furthest.get(is_param, 0))

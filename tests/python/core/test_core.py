@@ -98,6 +98,23 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert run(code).stdout.strip() == "0"
 
 
+def test_a_child_of_a_parent_in_which_torch_used_threads_does_not_hang():
+    pytest.importorskip("torch")
+    code = """
+import os, signal, warnings, torch, numpy as np, weightshare as ws
+warnings.simplefilter("ignore")
+torch.set_num_threads(2)
+(torch.ones(1 << 22) + 1).sum()
+w = np.ones((2, 2_000_000), np.float32)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    os._exit(0 if bool((ws.mix(w, [0.5, 0.5], threads=2) == 1).all()) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run(code).stdout.strip() == "0"
+
+
 def test_ctrl_c_ends_a_long_call_within_a_second():
     code = """
 import numpy as np, sys, time, weightshare as ws

@@ -241,6 +241,9 @@ def test_no_temporary_of_the_size_of_the_models_is_made():
         (np.ones((2, 3)), [1j, 1], ElementError, "A: expected real numbers.*complex"),
         (np.ones((2, 3)), [[1, 2], [3]], ShapeError, "A: .*ragged"),
         ([{"t": np.array(["x"])}], [1], ElementError, "models.*'t'"),
+        ([{"t": np.ones(2, np.longdouble)}], [1], ElementError, "'t'.*float128|'t'.*longdouble"),
+        ([{"t": np.ones(2, ml_dtypes.float8_e4m3fn)}], [1], ElementError, "'t'.*float8_e4m3fn"),
+        (np.ones((2, 3)), np.ma.array([1.0, 5.0], mask=[0, 1]), ArgumentTypeError, "A: masked"),
     ],
 )
 def test_bad_models_and_coefficients_say_what_and_where(models, a, error, words):
@@ -265,6 +268,7 @@ def test_bad_outputs_say_what_and_nothing_is_written():
         ([w[0], w[0]], ArgumentError, "shares memory"),
         ([w.reshape(-1)[3:9], np.empty(6, np.float32)], ArgumentError, "shares memory"),
         (7, ArgumentTypeError, "out: expected 2 models, got int"),
+        ({"a": w[0], "b": w[1]}, ArgumentTypeError, "out: expected 2 models, got dict"),
         ([[0.0] * 6] * 2, ArgumentTypeError, "NumPy array to write to, got list"),
         ([{"a": w[0]}, {"a": w[1]}], ArgumentTypeError, "form of the models"),
     ]:
@@ -328,6 +332,33 @@ def test_rescaling_restores_the_norm_that_averaging_loses():
         ws.fuse(w, rescale="l2")
 
 
+def test_rescaling_keeps_the_direction_that_negative_weights_give():
+    w = [np.array([1.0, 0.0]), np.array([0.0, 5.0])]
+    plain, scaled = ws.fuse(w, [2, -1]), ws.fuse(w, [2, -1], rescale="norm")
+    np.testing.assert_allclose(scaled / np.linalg.norm(scaled), plain / np.linalg.norm(plain))
+    with pytest.raises(ArgumentError, match="not finite"):
+        ws.fuse([np.array([np.inf, 1.0]), np.ones(2)], rescale="norm")
+
+
+def test_coefficients_beyond_float32_are_refused_where_sums_are_float32():
+    with pytest.raises(ArgumentError, match="within float32"):
+        ws.mix(np.array([[0.0, 1.0]], np.float32), [1e39])
+    assert ws.mix(np.array([[0.0, 1.0]]), [1e39])[1] == 1e39
+
+
+def test_misaligned_inputs_are_copied_and_misaligned_outputs_refused():
+    raw = np.zeros(4 * 8 + 1, np.uint8)
+    odd = np.ndarray((8,), np.float32, raw, 1)
+    odd[:] = normal(8)
+    np.testing.assert_array_equal(ws.mix([odd, odd], [1.0, 0.0]), odd)
+    with pytest.raises(ArgumentError, match="aligned"):
+        ws.mix([normal(8)], [1.0], out=odd)
+
+
+def test_models_without_tensors_still_give_one_result_for_each_row():
+    assert ws.mix([{}, {}], np.eye(2)) == [{}, {}]
+
+
 def test_transfer_changes_a_copy_of_the_target_only():
     source, target = {"w": normal(5)}, {"w": normal(5, seed=1)}
     kept = target["w"].copy()
@@ -371,3 +402,13 @@ def test_torch_tensors_are_read_in_place_and_the_results_are_arrays():
     assert ws.fuse([layer.state_dict()] * 2)["num_batches_tracked"].dtype == np.int64
     with pytest.raises(ArgumentTypeError, match="CPU memory"):
         ws.mix([torch.ones(2, device="meta")], [1.0])
+
+
+def test_tensors_that_numpy_cannot_hold_are_refused_by_name():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ElementError, match=r"models\[0\]: .*float8"):
+        ws.mix([torch.ones(2).to(torch.float8_e4m3fn)], [1.0])
+    with pytest.raises(ArgumentTypeError, match="dense"):
+        ws.mix([torch.eye(2).to_sparse()], [1.0])
+    weights = torch.ones(1, requires_grad=True)
+    np.testing.assert_array_equal(ws.mix([torch.nn.Parameter(torch.ones(2))], weights), 1.0)

@@ -435,3 +435,15 @@ def test_a_diagnosis_is_short_in_text_and_in_html_and_cannot_be_changed():
     assert "<th>spectral gap</th><td>0.5</td>" in found._repr_html_()
     with pytest.raises(ValueError, match="read-only"):
         found.row_sums[0] = 2.0
+
+
+def test_an_implicit_laplacian_of_immense_strength_keeps_the_mean():
+    S = np.kron(np.eye(2), np.ones((2, 2)))
+    S[S == 0] = 1e-13
+    A = ws.mixing.laplacian(S, 1e15, implicit=True)
+    np.testing.assert_allclose(A.sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(A, A.T, atol=1e-12)
+
+
+def test_nodes_at_the_ends_of_float64_interpolate_too():
+    np.testing.assert_allclose(ws.mixing.interpolation([-1e308, 1e308], [0.0]), [[0.5, 0.5]])

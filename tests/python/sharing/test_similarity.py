@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 import weightshare as ws
-from weightshare.errors import ArgumentError, ShapeError
+from weightshare.errors import ArgumentError, ElementError, ShapeError
 
 METRICS = ["cosine", "row_cosine", "sign", "procrustes", "cka"]
 
@@ -199,3 +199,38 @@ def test_words_that_are_not_known_are_refused_with_the_known_ones():
         ws.similarity(w, "cka")
     with pytest.raises(ShapeError, match="base"):
         ws.similarity(w, base=np.ones(4, np.float32))
+
+
+def test_rows_and_tensors_of_zeros_do_not_make_equal_models_differ():
+    table = np.eye(10, 4, dtype=np.float32) + 1
+    table[0] = 0
+    np.testing.assert_allclose(ws.similarity([table, table], "row_cosine"), 1.0)
+    model = {"a": normal(3, 4), "b": np.zeros((3, 4), np.float32)}
+    for metric in ("cka", "procrustes"):
+        np.testing.assert_allclose(ws.similarity([model, model], metric), 1.0)
+
+
+def test_what_rounding_leaves_of_centred_constants_is_no_similarity():
+    constants = [np.full(3, 0.1), np.full(3, 0.3), np.full(3, 0.7)]
+    for metric in ("cosine", "row_cosine"):
+        np.testing.assert_array_equal(ws.similarity(constants, metric, center=True), 0.0)
+    rows = [np.full((4, 6), 0.1) * np.arange(1, 5)[:, None], np.full((4, 6), 0.7)]
+    for metric in ("cka", "procrustes"):
+        np.testing.assert_array_equal(ws.similarity(rows, metric), 0.0)
+
+
+def test_procrustes_of_tall_matrices_is_that_of_the_definition():
+    w = normal(2, 40, 6, dtype=np.float64)
+    x, y = (m - m.mean(axis=1, keepdims=True) for m in w)
+    nuclear = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    expected = nuclear / (np.linalg.norm(x) * np.linalg.norm(y))
+    assert ws.similarity(w, "procrustes")[0, 1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_base_that_is_not_finite_and_distances_that_overflow_are_named():
+    with pytest.raises(ArgumentError, match="base: expected finite"):
+        ws.similarity(np.ones((2, 2)), base=np.array([np.nan, 1.0]))
+    with pytest.raises(ArgumentError, match="overflow"):
+        ws.distance([np.array([1e154]), np.array([-1e154])])
+    with pytest.raises(ElementError, match="expected float16"):
+        ws.similarity([{"w": np.ones(2, np.longdouble), "b": np.ones(2)}] * 2)

@@ -395,3 +395,17 @@ def test_a_loss_that_grew_too_far_is_an_error_even_when_the_iterations_run_out()
         ws.merge_and_update(
             np.ones(2), lambda W: (next(losses), np.ones(2)), MEAN_OF_2, step=0.1, max_iter=2
         )
+
+
+@pytest.mark.parametrize("lr", [0.5582, 0.5582456140350878])
+def test_a_turning_point_of_the_velocity_is_not_taken_for_convergence(lr):
+    step = ws.SGD(lr, momentum=0.9)
+    start = np.full((2, 1), 2.0)
+    fit = ws.merge_and_update(start, lambda W: W - 1, MEAN_OF_2, step=step, tol=1e-2)
+    assert fit.converged
+    np.testing.assert_allclose(fit.weights, 1.0, atol=0.15)
+
+
+def test_a_gradient_that_is_a_tuple_of_arrays_is_the_gradient():
+    fit = ws.merge_and_update(np.zeros((2, 3)), lambda W: (W[0] - 1, W[1] - 1), MEAN_OF_2, step=0.5)
+    np.testing.assert_allclose(fit.weights, 1.0, atol=1e-6)

@@ -191,3 +191,36 @@ def test_other_parameters_than_before_are_refused():
     w = np.zeros(3)
     with pytest.raises(ArgumentError, match="shares memory"):
         ws.GD(0.1).step(w, w)
+
+
+def test_a_memory_mapped_parameter_moves_in_place(tmp_path):
+    w = np.memmap(tmp_path / "w", np.float32, "w+", shape=(3,))
+    ws.GD(0.5).step(w, np.ones(3, np.float32))
+    np.testing.assert_array_equal(w, -0.5)
+
+
+def test_a_number_without_memory_is_refused_instead_of_left_alone():
+    with pytest.raises(ArgumentTypeError, match="change in place, got float64"):
+        ws.GD(0.1).step({"b": np.float64(1.0)}, {"b": np.float64(1.0)})
+
+
+def test_tied_parameters_are_not_stepped_twice():
+    tied = np.ones(3)
+    with pytest.raises(ArgumentError, match="tied weights once"):
+        ws.GD(0.1).step({"e": tied, "h": tied}, {"e": np.ones(3), "h": np.ones(3)})
+    x, y = np.ones(2), np.full(2, 10.0)
+    with pytest.raises(ArgumentError, match="shares memory"):
+        ws.GD(1.0).step({"b": y, "a": x}, {"b": np.ones(2), "a": y})
+    np.testing.assert_array_equal(tied, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": -1}, {"momentum": 1.0}, {"steps": -3}, {"velocity": None}, {"velocity": {"": [1j]}}],
+)
+def test_a_state_that_cannot_be_is_refused_and_changes_nothing(change):
+    step = ws.SGD(0.1, momentum=0.9)
+    before = repr(step.state_dict())
+    with pytest.raises((ArgumentError, ArgumentTypeError, ElementError)):
+        step.load_state_dict(step.state_dict() | {"momentum": 0.5} | change)
+    assert repr(step.state_dict()) == before

@@ -72,10 +72,14 @@ def laplacian(S: ArrayLike, strength: float, power: float = 1, implicit: bool = 
         # rounding of the zero eigenvalues must not meet a large strength
         values = np.where(values > 1e-14 * len(S) * top, values, 0.0)
         half: Matrix = vectors / np.sqrt(1.0 + strength * values)
-        return half @ half.T
+        inverse: Matrix = half @ half.T
+        # the mean is kept at every strength: rounding of a near-zero eigenvalue must not move it
+        lost = (1.0 - inverse.sum(axis=1)) / len(S)
+        inverse += (lost[:, None] + lost[None, :]) - lost.mean()
+        return inverse
     if strength * top > 1.0 + 1e-12:
         raise ArgumentError(
-            f"strength: expected at most 1 / λ_max(Lap) = {1.0 / top:.6g}, got {strength!r}; "
+            f"strength: expected at most 1 / λ_max(Lap) = {1.0 / top!r}, got {strength!r}; "
             "lower it, or use implicit=True, which takes every strength."
         )
     A: Matrix = np.eye(len(S)) - strength * lap

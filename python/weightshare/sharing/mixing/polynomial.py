@@ -55,7 +55,7 @@ def interpolation(nodes: ArrayLike, targets: ArrayLike) -> Matrix:
     """
     x, t = line(nodes, "nodes"), line(targets, "targets")
     order = np.argsort(x, kind="stable")
-    equal = np.flatnonzero(np.diff(x[order]) == 0.0)
+    equal = np.flatnonzero(x[order][1:] == x[order][:-1])
     if equal.size:
         first, second = (int(k) for k in order[equal[0] : equal[0] + 2])
         raise ArgumentError(
@@ -63,6 +63,8 @@ def interpolation(nodes: ArrayLike, targets: ArrayLike) -> Matrix:
             "merge the models at that node first."
         )
     # an interval of length 4 has capacity 1, which keeps the products in range
+    if max(np.abs(x).max(), np.abs(t).max()) > 1e307:
+        x, t = x / 16.0, t / 16.0  # exact, and keeps the differences in range
     unit = float(np.ptp(x)) / 4.0 or 1.0
     between = (x[:, None] - x[None, :]) / unit
     np.fill_diagonal(between, 1.0)
