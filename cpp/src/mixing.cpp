@@ -61,7 +61,7 @@ struct Inputs {
 template <class Real, bool fetch>
 void fetch_ahead(const Inputs<Real>& inputs, std::size_t j, std::size_t x) {
   if constexpr (fetch) {
-    __builtin_prefetch(inputs.next[j] + x * inputs.width[j]);
+    __builtin_prefetch(inputs.next[j] + x * inputs.width[j], 0, 2);  // into the second-level cache
   }
 }
 
