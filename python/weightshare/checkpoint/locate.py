@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ SHARD_PATTERN = re.compile(r".*-(\d{5,})-of-(\d{5,})(\.[0-9a-f]{8})?\.safetensor
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _LISTED = 10
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,12 @@ def locate(path: str) -> Location:
     CheckpointNotFoundError, CheckpointError
         E101 to E105.
     """
-    if not os.path.exists(path):
-        raise _not_found("E101", path, _nothing_there(path))
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in _NOTHING:
+            raise _not_found("E101", path, _nothing_there(path)) from None
+        raise problem("E102", path=path, detail=str(error.strerror)) from None
     if os.path.isdir(path):
         return _in_folder(path)
     if path.endswith(".json"):

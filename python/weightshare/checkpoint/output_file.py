@@ -14,6 +14,7 @@ from weightshare.errors import OutputError, OutputExistsError, OutputSpaceError
 
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_PARTIAL = re.compile(r"\..+\.[A-Za-z0-9_-]+\.\d+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 
 
@@ -34,7 +35,7 @@ class OutputFile:
     def __init__(self, folder: str, name: str, nbytes: int, mode: int | None = None) -> None:
         self.folder = folder
         self.nbytes = nbytes
-        self.partial = os.path.join(folder, _partial_name(name))
+        self.partial = os.path.join(folder, partial_name(name))
         self._process = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._number = -1
@@ -178,9 +179,18 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:60] or "host"
 
 
-def _partial_name(name: str) -> str:
+def partial_name(name: str) -> str:
+    """Return a new temporary name for a file that will have that name.
+
+    The host and the process stand in it, so that only a dead process's files are removed.
+    """
     short = os.fsdecode(os.fsencode(name)[:100])
     return f".{short}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+
+
+def is_partial_name(name: str) -> bool:
+    """Say whether a file of that name is one of our temporary ones, of any host and process."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 def remove_dead_partials(folder: str) -> None:

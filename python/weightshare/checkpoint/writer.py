@@ -111,6 +111,7 @@ class CheckpointWriter:
         self._finalizer = weakref.finalize(self, _discard, self._files)
         self._made_folders: list[str] = []
         self._ended = False
+        self._finished = False
         self._check_target(bool(overwrite))
         try:
             self._open(bool(overwrite))
@@ -173,14 +174,40 @@ class CheckpointWriter:
                 f"offset_bytes: bytes {offset_bytes} to {offset_bytes + len(data)} leave tensor "
                 f"{shown(name)}, which has {info.nbytes}"
             )
-        if self._ended:
+        if self._ended or self._finished:
             raise OutputError(message("E404", path=self._path))
         self._files[shard].write(info.offset + offset_bytes, data)
         with self._lock:
             self._missing[name] -= len(data)
 
+    def finish(self) -> None:
+        """Bring all data to the disk, still under temporary names; `commit` then only renames.
+
+        Does nothing when it was called before.
+
+        Raises
+        ------
+        OutputError
+            Not every byte was written (E405), or the disk refused; then the old output stays.
+        """
+        if self._ended:
+            raise OutputError(message("E404", path=self._path))
+        if self._finished:
+            return
+        wrong = [name for name, missing in self._missing.items() if missing]
+        if wrong:
+            detail = f"{len(wrong)} tensors have not each byte written once"
+            raise OutputError(message("E405", path=self._path, tensor=wrong[0], detail=detail))
+        try:
+            for file in self._files.values():
+                file.finish()
+        except BaseException:
+            self.abort()
+            raise
+        self._finished = True
+
     def commit(self) -> tuple[str, ...]:
-        """Make the output visible: files to the disk, then their names, the index last.
+        """Make the output visible: `finish`, then the names of the files, the index last.
 
         Returns
         -------
@@ -192,15 +219,8 @@ class CheckpointWriter:
         OutputError
             Not every byte was written (E405), or the disk refused; then the old output stays.
         """
-        if self._ended:
-            raise OutputError(message("E404", path=self._path))
-        wrong = [name for name, missing in self._missing.items() if missing]
-        if wrong:
-            detail = f"{len(wrong)} tensors have not each byte written once"
-            raise OutputError(message("E405", path=self._path, tensor=wrong[0], detail=detail))
+        self.finish()
         try:
-            for file in self._files.values():
-                file.finish()
             files = self._publish()
             for folder in self._made_folders:
                 sync_folder(os.path.dirname(os.path.abspath(folder)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,10 +22,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ------
     SystemExit
         Always: 0 done, 1 unexpected, 2 usage or recipe, 3 bad input file, 4 disk or memory,
-        5 output locked, 6 NaN policy, 130 interrupted.
+        5 output locked, 6 NaN policy, 130 interrupted, 143 terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(given))
+    try:
+        with _terminable():
+            code = _run(given)
+    except _Terminated:
+        print("weightshare: terminated", file=sys.stderr)
+        code = 128 + signal.SIGTERM
+    sys.exit(code)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; not an Exception, so that nothing but the end of the process takes it."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that unfinished output is removed before the end."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the removal
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: signals are not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str]) -> int:
@@ -58,7 +89,8 @@ def _report(error: Exception, *, verbose: bool) -> int:
     problems = getattr(error, "problems", ())
     text = str(error) if code != 1 else f"{type(error).__name__}: {error}"
     if len(problems) > 1:
-        text = "\n  - ".join([f"{len(problems)} problems", *problems])
+        indented = [problem.replace("\n", "\n    ") for problem in problems]
+        text = "\n  - ".join([f"{len(problems)} problems", *indented])
     print(f"weightshare: error: {text}", file=sys.stderr)
     if code == 1 and not verbose:
         print("weightshare: this is unexpected; -vv shows where it happened", file=sys.stderr)

@@ -61,5 +61,5 @@ def group() -> None:
       weightshare merge recipe.yml merged
 
     Exit codes: 0 done, 1 unexpected, 2 usage or recipe, 3 bad input file, 4 disk
-    or memory, 5 output locked, 6 NaN policy, 130 interrupted.
+    or memory, 5 output locked, 6 NaN policy, 130 interrupted, 143 terminated.
     """

@@ -16,7 +16,7 @@ _ROWS_SHOWN = 40
 
 
 @click.command()
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.option("--all", "every", is_flag=True, help="List every tensor, not the first 40.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(path: str, every: bool, as_json: bool) -> None:

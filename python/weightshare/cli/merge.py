@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from weightshare.cli.output import facts_text, print_json, remark
+from weightshare.cli.output import facts_text, print_json, remark, result_of
+from weightshare.cli.recipe_argument import recipe_argument
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -40,8 +41,8 @@ def _shard_bytes(ctx: click.Context, option: click.Parameter, value: str) -> int
 
 
 _OPTIONS = (
-    click.argument("recipe", type=click.Path()),
-    click.argument("out", type=click.Path()),
+    click.argument("recipe", type=click.Path(readable=False)),
+    click.argument("out", type=click.Path(readable=False)),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--single-file", is_flag=True, help="Write OUT as one .safetensors file."),
     click.option(
@@ -112,7 +113,7 @@ def _with_options(function: _Function) -> _Function:
 def merge(ctx: click.Context, /, **options: Any) -> None:
     """Merge checkpoints by RECIPE into the folder OUT.
 
-    RECIPE is YAML in mergekit's schema, and the options of mergekit-yaml are
+    RECIPE is YAML in mergekit's schema (- is standard input), and the options of mergekit-yaml are
     accepted. OUT appears complete or not at all.
 
     \b
@@ -127,7 +128,7 @@ def merge(ctx: click.Context, /, **options: Any) -> None:
     if not quiet:
         _remark_ignored(options)
     planned = plan_merge(
-        Path(options["recipe"]),
+        recipe_argument(options["recipe"]),
         max_shard_size=options["out_shard_size"],
         copy_tokenizer=options["copy_tokenizer"],
         write_model_card=options["write_model_card"],
@@ -147,13 +148,16 @@ def merge(ctx: click.Context, /, **options: Any) -> None:
     if not quiet:
         for warning in report.warnings:
             remark(f"warning: {warning}")
-    if options["as_json"]:
-        print_json(report.to_json())
-    elif not quiet:
-        click.echo(facts_text("Merged", report.summary()))
+    with result_of(f"{out}: the merge is complete"):
+        if options["as_json"]:
+            print_json(report.to_json())
+        elif not quiet:
+            click.echo(facts_text("Merged", report.summary()))
 
 
 def _target(out: str, single: bool) -> Path:
+    if not out:
+        raise click.UsageError("OUT: expected a path, got ''")
     if single and not out.endswith(".safetensors"):
         raise click.UsageError(f"--single-file: OUT must end in .safetensors, got {out!r}")
     return Path(out)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
@@ -11,6 +14,28 @@ import click
 def print_json(result: object) -> None:
     """Write one result as JSON to stdout."""
     click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def result_of(done: str) -> Iterator[None]:
+    """Tell a stdout that cannot be written from a failure of what was done before.
+
+    Raises
+    ------
+    OutputError
+        It says that stdout failed and what is complete nevertheless.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from weightshare.merging.files import output_error
+
+        # Python must not try to flush what is left at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise output_error(error, f"{done}, but standard output") from error
 
 
 def remark(text: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from weightshare.cli.output import facts_text, print_json, remark, table_text
+from weightshare.cli.recipe_argument import recipe_argument
 from weightshare.merging.plan import MergePlan
 
 
 @click.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=click.Path(readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("--tensors", is_flag=True, help="Also list every output tensor.")
 def plan(recipe: str, as_json: bool, tensors: bool) -> None:
@@ -19,11 +20,9 @@ def plan(recipe: str, as_json: bool, tensors: bool) -> None:
     Example:
       weightshare plan recipe.yml
     """
-    from pathlib import Path
-
     from weightshare.recipes import plan_merge
 
-    planned = plan_merge(Path(recipe))
+    planned = plan_merge(recipe_argument(recipe))
     if as_json:
         print_json(planned.to_json())
         return

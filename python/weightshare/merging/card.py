@@ -11,12 +11,12 @@ import numpy as np
 
 from weightshare import __version__
 from weightshare.merging.elements import NAME_OF_CODE
+from weightshare.merging.leftovers import PROVENANCE_NAME
 from weightshare.merging.plan import MergePlan, PlannedModel
 from weightshare.merging.registry import get_method
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "mergekit_config.yml"
-PROVENANCE_NAME = "provenance.json"
 
 
 def published_name(label: str) -> str:
@@ -62,13 +62,28 @@ def model_card(plan: MergePlan) -> str:
     return "\n".join([*front, "", *body])
 
 
-def provenance(plan: MergePlan) -> str:
+def companion_texts(plan: MergePlan) -> dict[str, str]:
+    """Return the small files that are written anew beside the weights: their names and texts."""
+    texts: dict[str, str] = {}
+    if plan.config is not None:
+        texts["config.json"] = plan.config
+    if plan.card:
+        texts[CARD_NAME] = model_card(plan)
+        texts[RECIPE_NAME] = plan.recipe
+    names = {PROVENANCE_NAME, *texts, *(copy.name for copy in plan.copies)}
+    texts[PROVENANCE_NAME] = provenance(plan, sorted(names))
+    return texts
+
+
+def provenance(plan: MergePlan, small_files: list[str]) -> str:
     """Return what the output was made from and by, as JSON text.
 
     Parameters
     ----------
     plan : MergePlan
         What is merged.
+    small_files : list of str
+        Names of the files beside the weights.
 
     Returns
     -------
@@ -83,6 +98,7 @@ def provenance(plan: MergePlan) -> str:
             "numpy": np.__version__,
             "ml_dtypes": ml_dtypes.__version__,
         },
+        "files": [*(name for name, _ in plan.shards), *small_files],
         "method": plan.method,
         "seed": plan.seed,
         "recipe": plan.recipe,

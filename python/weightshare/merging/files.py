@@ -1,4 +1,4 @@
-"""The small files beside the weights: staged first, given their names just before the weights."""
+"""The output folder: its lock, its room, and what of ours may already lie in it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import errno
 import fcntl
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from weightshare.checkpoint.output_file import is_partial_name
 from weightshare.errors import OutputError, OutputExistsError, OutputLockedError, OutputSpaceError
 from weightshare.merging.sizes import format_bytes
 
 LOCK_NAME = ".weightshare.lock"
+# Which small files were published, and where the old ones are, until the weights are there too.
+RECORD_NAME = ".weightshare.undo.json"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -43,8 +47,8 @@ def locked_folder(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
     OutputError
         The folder cannot be made or written.
     """
-    made = _missing_folders(folder)
     try:
+        made = _missing_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder / name)
     except OutputError:
@@ -70,7 +74,7 @@ def locked_folder(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
 
 
 def _missing_folders(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
 def _sync(folder: Path) -> None:
@@ -87,6 +91,14 @@ def _take_lock(path: Path) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+                # Some network file systems have no locks; that is no reason not to write there.
+                warnings.warn(
+                    f"{path.parent}: cannot be locked ({error.strerror}); do not write to it from"
+                    " two processes",
+                    stacklevel=2,
+                )
+                return lock
             holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise OutputLockedError(
@@ -113,14 +125,34 @@ def require_empty(folder: Path) -> None:
     Raises
     ------
     OutputExistsError
-        Something other than our lock is in it.
+        Something other than hidden files of ours is in it.
     """
-    held = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_NAME)
+    held = sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry.name))
     if held:
         raise OutputExistsError(
             f"{folder}: the output folder is not empty (it holds {held[0]!r}); choose another or"
             " allow it with overwrite (--overwrite)"
         )
+
+
+def _is_ours(name: str) -> bool:
+    hidden = name == RECORD_NAME or (name.startswith(".") and name.endswith(LOCK_NAME))
+    return hidden or is_partial_name(name) or is_backup_name(name)
+
+
+def is_backup_name(name: object) -> bool:
+    """Say whether a file of that name is an old one that a publication keeps."""
+    if not is_plain_name(name):
+        return False
+    text = str(name)
+    return text.endswith(".backup") and is_partial_name(text.removesuffix("backup") + "partial")
+
+
+def is_plain_name(name: object) -> bool:
+    """Say whether this is the name of a file in a folder, and no way out of the folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
+        return False
+    return os.path.basename(name) == name
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -144,57 +176,3 @@ def require_space(folder: Path, needed: int) -> None:
             f"{folder}: the output needs {format_bytes(needed)}, the disk has {format_bytes(free)}"
             " free; free some or choose another disk"
         )
-
-
-class StagedFiles:
-    """Small files written under temporary names, to be renamed together.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they go; it exists.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._staged: dict[str, Path] = {}
-        self._published: list[str] = []
-        self._new: list[Path] = []
-
-    def add(self, name: str, content: bytes) -> None:
-        """Write one file, durable but not yet under its name."""
-        partial = self._folder / f".{name}.{os.getpid()}.partial"
-        try:
-            with open(partial, "wb") as file:
-                self._staged[name] = partial
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise output_error(error, self._folder / name) from error
-
-    def publish(self) -> None:
-        """Give every file its name."""
-        try:
-            for name, partial in list(self._staged.items()):
-                final = self._folder / name
-                if not final.exists():
-                    self._new.append(final)
-                os.replace(partial, final)
-                del self._staged[name]
-                self._published.append(name)
-        except OSError as error:
-            raise output_error(error, self._folder) from error
-
-    def keep(self) -> list[str]:
-        """Let the published files stay, whatever comes; return all their names."""
-        self._new.clear()
-        return list(self._published)
-
-    def discard(self) -> None:
-        """Remove everything that was not there before and was not kept."""
-        for path in (*self._staged.values(), *self._new):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        self._staged.clear()
-        self._new.clear()

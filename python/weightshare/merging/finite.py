@@ -14,6 +14,7 @@ NanPolicy = Literal["error", "warn", "allow"]
 # Bits of +inf, by element: every NaN and infinity is at or above it when the sign is left out.
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
 _INFINITY |= {"float64": 0x7FF0000000000000}
+_MOST_WARNINGS = 10
 
 
 class NonFiniteError(ArgumentError):
@@ -92,10 +93,24 @@ class Findings:
 
     def __init__(self, policy: NanPolicy) -> None:
         self.policy = policy
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
+        self._untold = 0
         self._made = 0
         self._first = -1
         self._inherited = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each of the first tensors that were noted, and how many more there are."""
+        if not self._untold:
+            return tuple(self._warnings)
+        return (*self._warnings, f"NaN or infinity: {self._untold} more lines like these")
+
+    def _warn(self, text: str) -> None:
+        if len(self._warnings) < _MOST_WARNINGS:
+            self._warnings.append(text)
+        else:
+            self._untold += 1
 
     def look(self, out: Array, inputs: list[Array], start: int) -> None:
         """Count what is not finite in one tile that starts at that flat index."""
@@ -123,7 +138,7 @@ class Findings:
         made, first, inherited = self._made, self._first, self._inherited
         self._made, self._first, self._inherited = 0, -1, 0
         if inherited:
-            self.warnings.append(
+            self._warn(
                 f"{tensor}: {inherited} of {size} elements are NaN or infinite in the inputs"
             )
         if not made:
@@ -139,4 +154,4 @@ class Findings:
                 count=made,
                 first=first,
             )
-        self.warnings.append(message)
+        self._warn(message)

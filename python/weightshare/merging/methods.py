@@ -44,7 +44,7 @@ class Parameter:
         return self.default is None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The values of a method's parameters for one tensor.
 
@@ -64,7 +64,7 @@ class Settings:
         return [float(values[name]) for values in self.per_model]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """The same stretch of one tensor in every model, and the place of the result.
 
@@ -162,6 +162,11 @@ def _check_weights(settings: Settings) -> str | None:
     weights = settings.of_models("weight")
     if not settings.shared["normalize"]:
         return None
+    if not np.isfinite(sum(weights)):
+        return (
+            f"the sum of the weights {', '.join(f'{weight:g}' for weight in weights)} overflows, so"
+            " they cannot be normalised; give smaller weights"
+        )
     if abs(sum(weights)) > _CANCELLED * sum(abs(weight) for weight in weights):
         return None
     return (

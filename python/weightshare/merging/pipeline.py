@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from weightshare.errors import ArgumentError
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
 from weightshare.merging.finite import Findings
 from weightshare.merging.methods import Method, Tile
 from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor
-from weightshare.merging.tiles import SLOTS, Stretch, carve, stretches
+from weightshare.merging.tiles import SLOTS, Stretch, batches, carve_batch
 
 Progress = Callable[[int, int], object]
 
@@ -73,26 +74,24 @@ class Pipeline:
         """
         slots = [np.empty(self.slot, dtype=np.uint8) for _ in range(SLOTS)]
         written: list[Future[object] | None] = [None] * SLOTS
-        ahead: deque[tuple[Stretch, int, Future[list[Array]]]] = deque()
+        ahead: deque[tuple[list[Stretch], int, Future[list[list[Array]]]]] = deque()
         done, total = 0, self.plan.nbytes
         # The reader waits for writes, so it is the pool that has to end first.
         with ThreadPoolExecutor(1) as writes, ThreadPoolExecutor(1) as reads:
 
             def finish_first() -> None:
                 nonlocal done
-                stretch, place, future = ahead.popleft()
-                out = self._compute(stretch, future.result())
-                tensor = self.plan.tensors[stretch.tensor]
-                offset = stretch.start * WIDTH_OF_CODE[tensor.dtype]
-                written[place] = writes.submit(self.writer.write, tensor.name, offset, out)
-                done += out.nbytes
+                batch, place, future = ahead.popleft()
+                outs = [self._compute(*pair) for pair in zip(batch, future.result(), strict=True)]
+                written[place] = writes.submit(self._write, batch, outs)
+                done += sum(out.nbytes for out in outs)
                 if progress is not None:
                     progress(done, total)
 
-            for number, stretch in enumerate(stretches(self.plan.tensors, self.slot)):
+            for number, batch in enumerate(batches(self.plan.tensors, self.slot)):
                 place = number % SLOTS
-                future = reads.submit(self._read, stretch, slots[place], written[place])
-                ahead.append((stretch, place, future))
+                future = reads.submit(self._read, batch, slots[place], written[place])
+                ahead.append((batch, place, future))
                 if len(ahead) == SLOTS - 1:
                     finish_first()
             while ahead:
@@ -101,19 +100,28 @@ class Pipeline:
                 if write is not None:
                     write.result()
 
-    def _read(self, stretch: Stretch, slot: Array, last: Future[object] | None) -> list[Array]:
+    def _read(
+        self, batch: list[Stretch], slot: Array, last: Future[object] | None
+    ) -> list[list[Array]]:
         if last is not None:
-            last.result()  # the slot is free once the tile before it is written
-        tensor = self.plan.tensors[stretch.tensor]
-        parts = carve(slot, tensor.widths, stretch.count)
-        for source, part in zip(tensor.reads, parts, strict=False):
-            offset = stretch.start * WIDTH_OF_CODE[source.dtype]
-            self.inputs[source.model].read_into(source.name, offset, part)
-        return parts
+            last.result()  # the slot is free once the batch before it is written
+        buffers = list(carve_batch(slot, self.plan.tensors, batch))
+        for stretch, parts in zip(batch, buffers, strict=True):
+            reads = self.plan.tensors[stretch.tensor].reads
+            for source, part in zip(reads, parts, strict=False):
+                offset = stretch.start * WIDTH_OF_CODE[source.dtype]
+                self.inputs[source.model].read_into(source.name, offset, part)
+        return buffers
+
+    def _write(self, batch: list[Stretch], outs: list[Array]) -> None:
+        for stretch, out in zip(batch, outs, strict=True):
+            tensor = self.plan.tensors[stretch.tensor]
+            self.writer.write(tensor.name, stretch.start * WIDTH_OF_CODE[tensor.dtype], out)
 
     def _compute(self, stretch: Stretch, parts: list[Array]) -> Array:
         tensor = self.plan.tensors[stretch.tensor]
         if tensor.action == "copy":
+            self._check_equal(tensor, parts)
             return parts[0]
         tile = self._tile(tensor, stretch, parts)
         self.method.combine(tile)
@@ -122,6 +130,20 @@ class Pipeline:
         if stretch.start + stretch.count == tensor.size:
             self.findings.close(tensor.name, tensor.size)
         return parts[-1]
+
+    def _check_equal(self, tensor: PlannedTensor, parts: list[Array]) -> None:
+        # Every byte but 0 is true, so equal booleans may have different bytes.
+        seen = [part != 0 for part in parts] if tensor.dtype == "BOOL" else parts
+        for source, other in zip(tensor.sources[1:], seen[1:], strict=True):
+            if not np.array_equal(seen[0], other):
+                labels = [
+                    self.plan.models[i].label for i in (tensor.sources[0].model, source.model)
+                ]
+                raise ArgumentError(
+                    f"models: tensor {tensor.name!r} is {tensor.dtype} and differs between"
+                    f" {labels[0]} and {labels[1]}; integers are not merged, make them equal or"
+                    " leave them out"
+                )
 
     def _tile(self, tensor: PlannedTensor, stretch: Stretch, parts: list[Array]) -> Tile:
         assert tensor.settings is not None

@@ -21,7 +21,7 @@ WIDTH_OF_CODE = {code: dtype.itemsize for code, dtype in DTYPE_OF_CODE.items()} 
 _ROWS_SHOWN = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedModel:
     """A model of the plan: its name in the recipe, its path, its weight files with their bytes."""
 
@@ -30,7 +30,7 @@ class PlannedModel:
     files: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One tensor that is read: the model's place in the plan, the name there, its dtype code."""
 
@@ -39,7 +39,7 @@ class Source:
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One output tensor: what it is, where it comes from, and the values of the parameters.
 
@@ -48,9 +48,10 @@ class PlannedTensor:
     name, dtype, shape : str, str, tuple of int
         Of the output; the dtype is a safetensors code such as ``"BF16"``.
     action : {"merge", "copy"}
-        A copied tensor has one source and keeps its bytes.
+        A copied tensor has the bytes of its first source; the others must equal them.
     sources : tuple of Source
-        The models' tensors, in the order of the recipe, the base left out.
+        The models' tensors, in the order of the recipe, the base left out; of a copied tensor
+        the one that is copied comes first.
     base : Source or None
         The base model's tensor.
     settings : Settings or None
@@ -87,7 +88,7 @@ class PlannedTensor:
         return read if self.action == "copy" else (*read, WIDTH_OF_CODE[self.dtype])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileCopy:
     """A small file that is copied beside the weights."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import sys
@@ -12,28 +13,26 @@ from pathlib import Path
 
 from weightshare._core.threads import resolve_threads
 from weightshare.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from weightshare.checkpoint.locate import path_text
+from weightshare.checkpoint.output_file import remove_dead_partials
 from weightshare.errors import CheckpointChangedError, OutputExistsError
-from weightshare.merging.card import (
-    CARD_NAME,
-    PROVENANCE_NAME,
-    RECIPE_NAME,
-    model_card,
-    provenance,
-)
+from weightshare.merging.card import companion_texts
 from weightshare.merging.files import (
     LOCK_NAME,
-    StagedFiles,
     locked_folder,
+    output_error,
     require_empty,
     require_space,
 )
 from weightshare.merging.finite import Findings, check_policy
+from weightshare.merging.leftovers import stale_files, strangers
 from weightshare.merging.pipeline import Pipeline, Progress
 from weightshare.merging.plan import MergePlan, PlannedModel
 from weightshare.merging.progress import progress_callback
 from weightshare.merging.registry import get_method
 from weightshare.merging.report import MergeReport
 from weightshare.merging.sizes import parse_bytes
+from weightshare.merging.staging import StagedFiles, settle
 from weightshare.merging.tiles import slot_bytes
 
 
@@ -49,8 +48,9 @@ def run_plan(
 ) -> MergeReport:
     """Carry out a plan.
 
-    The output appears complete or not at all, and its bytes do not depend on `memory` or
-    `threads`.
+    The weights appear complete or not at all, and their bytes do not depend on `memory` or
+    `threads`. The small files beside them get their names in the few renames before the weights
+    get theirs; a run that is killed just there is taken back by the next one.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ def run_plan(
     NonFiniteError
         Finite weights gave NaN or infinity and `nan` is ``"error"``.
     ArgumentError
-        `memory`, `threads` or `nan` is not what it should be.
+        `out`, `memory`, `threads` or `nan` is not what it should be.
     """
     began = time.monotonic()
     findings = Findings(check_policy(nan))
     slot = slot_bytes(plan.tensors, parse_bytes(memory, "memory"))
-    target = Path(out)
+    target = Path(path_text(out, "out"))
     with locked_output(target, overwrite) as folder, contextlib.ExitStack() as opened:
         require_space(folder, plan.disk_bytes)
         inputs = [opened.enter_context(_reopened(model)) for model in plan.models]
@@ -106,8 +106,10 @@ def run_plan(
         pipeline = Pipeline(plan, method, inputs, writer, slot, workers, findings)
         with progress_callback(progress) as callback:
             pipeline.run(callback)
-        staged.publish()
-        files = (*(os.path.basename(path) for path in writer.commit()), *staged.keep())
+        writer.finish()
+        with staged.published(stale_files(folder, staged.names) if folder == target else ()):
+            files = (*(os.path.basename(path) for path in writer.commit()), *staged.names)
+        stay = strangers(folder, files) if folder == target else ()
     return MergeReport(
         out=str(out),
         method=plan.method,
@@ -118,7 +120,7 @@ def run_plan(
         seconds=time.monotonic() - began,
         peak_memory=resident_peak(),
         files=files,
-        warnings=(*plan.warnings, *findings.warnings),
+        warnings=(*plan.warnings, *findings.warnings, *stay),
     )
 
 
@@ -142,15 +144,33 @@ def locked_output(target: Path, overwrite: bool) -> Iterator[Path]:
     """
     single = target.suffix == ".safetensors"
     folder = target.parent if single else target
-    name = f".{target.name}{LOCK_NAME}" if single else LOCK_NAME
+    name = f".{os.fsdecode(os.fsencode(target.name)[:100])}{LOCK_NAME}" if single else LOCK_NAME
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        try:
+            os.lstat(target)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # known now, not when all is computed
+                raise output_error(error, target) from error
+            raise
     with locked_folder(folder, name):
-        if single and target.exists() and not overwrite:
+        if single and os.path.lexists(target) and not overwrite:
             raise OutputExistsError(
                 f"{target}: exists; choose another or allow it with overwrite (--overwrite)"
             )
+        if not single:
+            _clear_up(folder)
         if not single and not overwrite:
             require_empty(folder)
         yield folder
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what a killed run left, and take back what it had half published."""
+    remove_dead_partials(str(folder))
+    try:
+        settle(folder)
+    except OSError as error:
+        raise output_error(error, folder) from error
 
 
 def _reopened(model: PlannedModel) -> Checkpoint:
@@ -178,17 +198,11 @@ def _check_headers(plan: MergePlan, inputs: list[Checkpoint]) -> None:
 
 
 def _stage(plan: MergePlan, folder: Path) -> StagedFiles:
-    texts = {PROVENANCE_NAME: provenance(plan)}
-    if plan.config is not None:
-        texts["config.json"] = plan.config
-    if plan.card:
-        texts[CARD_NAME] = model_card(plan)
-        texts[RECIPE_NAME] = plan.recipe
     staged = StagedFiles(folder)
     try:
         for copy in plan.copies:
-            staged.add(copy.name, Path(copy.source).read_bytes())
-        for name, text in texts.items():
+            staged.add_copy(copy.name, copy.source)
+        for name, text in companion_texts(plan).items():
             staged.add(name, text.encode("utf-8"))
     except BaseException:
         staged.discard()

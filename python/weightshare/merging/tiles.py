@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from weightshare.merging.plan import PlannedTensor
 
 DEFAULT_MEMORY = 512_000_000
-# What Python, NumPy, the headers and the stacks of the threads take, with room to spare.
+# What Python, NumPy and the stacks of the threads take, with room to spare.
 PROCESS_BYTES = 144_000_000
+# What headers, plan and records take: for each tensor, each tensor read, each letter of a name.
+_TENSOR_BYTES, _READ_BYTES, _LETTER_BYTES = 1300, 700, 7
 # Tiles in flight: one is read ahead, one is computed, one is written.
 SLOTS = 3
 # Larger tiles leave the processor's cache between reading, computing and writing.
 _LARGEST_SLOT = 5_000_000
+# Small tensors share a slot up to this size: a task for each would cost more than its work.
+_SHARED_SLOT = 1_000_000
+_MOST_SHARING = 256
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """A stretch of one output tensor: its place in the plan, first element, number of elements."""
 
@@ -52,11 +57,13 @@ def slot_bytes(tensors: Sequence[PlannedTensor], memory: int) -> int:
     OutputSpaceError
         The budget does not even hold the process.
     """
-    floor = max((_padding(tensor) + sum(tensor.widths) for tensor in tensors), default=0)
-    wanted = max((_padding(t) + t.size * sum(t.widths) for t in tensors), default=0)
-    room = (memory - PROCESS_BYTES) // SLOTS
+    floor = max((_space(tensor, 1) for tensor in tensors), default=0)
+    spaces = [_space(tensor, tensor.size) for tensor in tensors]
+    wanted = max(max(spaces, default=0), min(sum(spaces), _SHARED_SLOT))
+    process = _process_bytes(tensors)
+    room = (memory - process) // SLOTS
     if room < floor:
-        needed = PROCESS_BYTES + SLOTS * max(floor, _ALIGNMENT)
+        needed = process + SLOTS * max(floor, _ALIGNMENT)
         raise OutputSpaceError(
             f"memory: this merge needs at least {format_bytes(needed)}, the budget is"
             f" {format_bytes(memory)}; raise memory"
@@ -66,7 +73,17 @@ def slot_bytes(tensors: Sequence[PlannedTensor], memory: int) -> int:
 
 def peak_memory(tensors: Sequence[PlannedTensor], memory: int = DEFAULT_MEMORY) -> int:
     """Return the bytes that a merge of these tensors takes, the process included."""
-    return PROCESS_BYTES + SLOTS * slot_bytes(tensors, memory)
+    process = _process_bytes(tensors)
+    # A plan that the budget does not hold can still say what it would take.
+    least = process + SLOTS * max((_space(tensor, 1) for tensor in tensors), default=0)
+    return process + SLOTS * slot_bytes(tensors, max(memory, least))
+
+
+def _process_bytes(tensors: Sequence[PlannedTensor]) -> int:
+    reads = sum(len(tensor.reads) for tensor in tensors)
+    letters = sum(len(tensor.name) for tensor in tensors)
+    held = _TENSOR_BYTES * len(tensors) + _READ_BYTES * reads + _LETTER_BYTES * letters
+    return PROCESS_BYTES + held
 
 
 def stretches(tensors: Sequence[PlannedTensor], slot: int) -> Iterator[Stretch]:
@@ -77,6 +94,32 @@ def stretches(tensors: Sequence[PlannedTensor], slot: int) -> Iterator[Stretch]:
             continue
         for start in range(0, tensor.size, most):
             yield Stretch(number, start, min(most, tensor.size - start))
+
+
+def batches(tensors: Sequence[PlannedTensor], slot: int) -> Iterator[list[Stretch]]:
+    """Group consecutive stretches whose tiles fit a slot of that many bytes together."""
+    batch: list[Stretch] = []
+    used = 0
+    for stretch in stretches(tensors, slot):
+        space = _space(tensors[stretch.tensor], stretch.count)
+        if batch and (used + space > slot or len(batch) == _MOST_SHARING):
+            yield batch
+            batch, used = [], 0
+        batch.append(stretch)
+        used += space
+    if batch:
+        yield batch
+
+
+def carve_batch(
+    slot: Array, tensors: Sequence[PlannedTensor], batch: Iterable[Stretch]
+) -> Iterator[list[Array]]:
+    """Yield the buffers of each stretch of a batch, one after the other in the slot."""
+    place = 0
+    for stretch in batch:
+        tensor = tensors[stretch.tensor]
+        yield carve(slot[place:], tensor.widths, stretch.count)
+        place += _space(tensor, stretch.count)
 
 
 def carve(slot: Array, widths: Iterable[int], count: int) -> list[Array]:
@@ -108,6 +151,11 @@ def carve(slot: Array, widths: Iterable[int], count: int) -> list[Array]:
         parts.append(slot[place : place + width * count])
         place += -(-width * count // _ALIGNMENT) * _ALIGNMENT
     return parts
+
+
+def _space(tensor: PlannedTensor, count: int) -> int:
+    """Return the bytes of a slot that so many elements of the tensor take."""
+    return _padding(tensor) + count * sum(tensor.widths)
 
 
 def _padding(tensor: PlannedTensor) -> int:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weightshare.merging.elements import NAME_OF_CODE
+from weightshare.merging.leftovers import TOKENIZER_NAMES, WEIGHTS
 from weightshare.merging.plan import FileCopy, PlannedTensor
+from weightshare.merging.sizes import format_bytes
 
 _LARGEST_COPY = 200_000_000
-_TOKENIZER_NAMES = (
-    *("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges"),
-    *("chat_template", "spiece", "sentencepiece"),
-)
-_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".ggml", ".h5"),
-    *(".msgpack", ".onnx", ".npz", ".npy", ".ot", ".index.json", ".tflite", ".data"),
-)
 # Written anew, about another model, or of a download rather than of the model.
 _OWN = {"config.json", "readme.md", "mergekit_config.yml", "provenance.json"}
 
 
-def files_to_copy(model: Path, *, tokenizer: bool) -> tuple[FileCopy, ...]:
+class Told(Protocol):
+    """Who is told of what cannot be read."""
+
+    def tell_unreadable(self, where: str, path: str, error: OSError) -> None:
+        """Note it."""
+
+
+def files_to_copy(model: Path, *, tokenizer: bool, told: Told) -> tuple[FileCopy, ...]:
     """Return the small files of a model's folder that go along with its weights.
 
     Everything but weights, hidden files, folders, and what a merge writes itself.
@@ -36,25 +37,48 @@ def files_to_copy(model: Path, *, tokenizer: bool) -> tuple[FileCopy, ...]:
         A folder; a single file has no companions.
     tokenizer : bool
         Whether those of the tokenizer are among them.
+    told : SourceOpener
+        Told of what cannot be read.
 
     Returns
     -------
     tuple of FileCopy
         By name.
     """
-    if not model.is_dir():
-        return ()
     found = []
-    for entry in sorted(os.scandir(model), key=lambda entry: entry.name):
-        name = entry.name.lower()
-        if name.startswith(".") or name in _OWN or name.endswith(_WEIGHTS) or not entry.is_file():
+    for entry in _companions(model, tokenizer=tokenizer):
+        try:
+            with open(entry.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            told.tell_unreadable("copied files", entry.path, error)
             continue
-        if name.startswith(_TOKENIZER_NAMES) and not tokenizer:
-            continue
-        size = entry.stat().st_size
         if size <= _LARGEST_COPY:
             found.append(FileCopy(entry.path, entry.name, size))
     return tuple(found)
+
+
+def too_large_to_copy(model: Path, *, tokenizer: bool) -> list[str]:
+    """Return a warning for each file that would go along and is too large for it."""
+    limit = format_bytes(_LARGEST_COPY)
+    return [
+        f"{entry.path}: is larger than {limit} and not copied; copy it by hand if it is needed"
+        for entry in _companions(model, tokenizer=tokenizer)
+        if entry.stat().st_size > _LARGEST_COPY
+    ]
+
+
+def _companions(model: Path, *, tokenizer: bool) -> Iterator[os.DirEntry[str]]:
+    if not model.is_dir():
+        return
+    with os.scandir(model) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
+        name = entry.name.lower()
+        if name.startswith(".") or name in _OWN or name.endswith(WEIGHTS) or not entry.is_file():
+            continue
+        if tokenizer or not name.startswith(TOKENIZER_NAMES):
+            yield entry
 
 
 def output_config(config: dict[str, Any] | None, tensors: Sequence[PlannedTensor]) -> str | None:

@@ -166,12 +166,15 @@ def load_document(recipe: Recipe) -> Document:
         raise ArgumentTypeError(
             f"recipe: expected a path, YAML text or a mapping, got {type(recipe).__name__}"
         )
+    if not os.fspath(recipe):
+        raise RecipeError("recipe: expected a path, YAML text or a mapping, got ''")
     path = Path(recipe)
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"recipe: {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"recipe: {path} cannot be read: {reason}") from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"recipe: {path} is larger than 1 MB, which no recipe is")
     try:

@@ -6,14 +6,15 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from weightshare.checkpoint.locate import path_text
 from weightshare.errors import ArgumentTypeError, RecipeError
 from weightshare.merging.methods import Method
 from weightshare.merging.pipeline import Progress
-from weightshare.merging.plan import MergePlan, PlannedTensor
+from weightshare.merging.plan import FileCopy, MergePlan, PlannedTensor
 from weightshare.merging.report import MergeReport
 from weightshare.merging.run import run_plan
 from weightshare.merging.sizes import parse_bytes
-from weightshare.recipes.companions import files_to_copy, output_config
+from weightshare.recipes.companions import files_to_copy, output_config, too_large_to_copy
 from weightshare.recipes.load import Recipe, load_document
 from weightshare.recipes.resolve import Roles, TensorResolver
 from weightshare.recipes.schema import MergeRecipe, ModelEntry, RecipeReader
@@ -79,10 +80,15 @@ def plan_merge(
         opener = SourceOpener(document.folder, opened)
         roles = _open_models(asked, opener, reader)
         tensors: tuple[PlannedTensor, ...] = ()
+        copies: tuple[FileCopy, ...] = ()
         if roles is not None and asked.method is not None:
             resolver = TensorResolver(asked, asked.method, roles)
             tensors = resolver.tensors()
             reader.problems += resolver.problems
+            reader.warnings += resolver.warnings
+            donor = roles.all[roles.donor]
+            copies = files_to_copy(donor.path, tokenizer=copy_tokenizer, told=opener)
+            reader.warnings += too_large_to_copy(donor.path, tokenizer=copy_tokenizer)
         problems = reader.problems + opener.problems
         if problems or roles is None or asked.method is None:
             raise RecipeError(problems) from opener.damage
@@ -93,7 +99,7 @@ def plan_merge(
             tensors=tensors,
             max_shard_bytes=shard_bytes,
             config=output_config(donor.config, tensors),
-            copies=files_to_copy(donor.path, tokenizer=copy_tokenizer),
+            copies=copies,
             recipe=document.text,
             card=write_model_card,
             seed=seed,
@@ -176,6 +182,7 @@ def merge_checkpoints(
     ...         print(merged["w"])
     [2. 0.]
     """
+    path_text(out, "out")
     plan = plan_merge(
         recipe,
         max_shard_size=max_shard_size,

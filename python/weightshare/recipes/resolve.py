@@ -60,8 +60,8 @@ class TensorResolver:
 
     Attributes
     ----------
-    problems : list of str
-        What is wrong.
+    problems, warnings : list of str
+        What is wrong, and what is probably not meant.
     """
 
     def __init__(self, recipe: MergeRecipe, method: Method, roles: Roles) -> None:
@@ -72,6 +72,7 @@ class TensorResolver:
         self._refused: dict[str, list[str]] = {}
         self._missing: set[str] = set()
         self.problems: list[str] = []
+        self.warnings: list[str] = []
 
     def tensors(self) -> tuple[PlannedTensor, ...]:
         """Return the output's tensors, in the order of the donor's file."""
@@ -79,11 +80,21 @@ class TensorResolver:
         self._check_names()
         donor = self._roles.all[self._roles.donor].checkpoint
         infos = sorted((donor.info(name) for name in donor), key=lambda i: (i.file, i.offset))
+        self._warn_of_idle_filters([info.name for info in infos])
         depths = Depths(info.name for info in infos)
         resolved = [self._tensor(info.name, depths[info.name]) for info in infos]
         for problem, names in self._refused.items():
             self.problems.append(f"{problem}: {listed(names)}")
         return tuple(tensor for tensor in resolved if tensor is not None)
+
+    def _warn_of_idle_filters(self, names: Sequence[str]) -> None:
+        settings = [(f"parameters.{name}", s) for name, s in self._recipe.parameters.items()]
+        for entry in self._roles.entries:
+            settings += [(f"{name} of {entry.model}", s) for name, s in entry.parameters.items()]
+        for where, setting in settings:
+            for rule in setting.rules:
+                if not any(rule.matches(name) for name in names):
+                    self.warnings.append(f"{where}: the filter {rule.text!r} matches no tensor")
 
     def _check_required(self) -> None:
         for parameter in self._method.parameters:
@@ -104,11 +115,12 @@ class TensorResolver:
                 hint = nearest(missing[0], extra[:1000])
                 self.problems.append(
                     f"{model.label} lacks {counted(missing)} that {donor.label} has:"
-                    f" {listed(missing)}{hint}"
+                    f" {listed(missing)}{hint}{_remedy(missing)}"
                 )
             if extra:
                 self.problems.append(
                     f"{model.label} has {counted(extra)} that {donor.label} lacks: {listed(extra)}"
+                    f"{_remedy(extra)}"
                 )
 
     def _tensor(self, name: str, depth: float) -> PlannedTensor | None:
@@ -123,8 +135,9 @@ class TensorResolver:
         donor = found[roles.donor]
         codes = {info.dtype for info in found.values()}
         if not codes & DTYPE_OF_CODE.keys() and codes <= WIDTH_OF_CODE.keys() and len(codes) == 1:
-            source = Source(roles.donor, name, donor.dtype)
-            return PlannedTensor(name, donor.dtype, tuple(donor.shape), "copy", (source,))
+            order = sorted(found, key=lambda index: index != roles.donor)
+            copied = tuple(Source(index, name, donor.dtype) for index in order)
+            return PlannedTensor(name, donor.dtype, tuple(donor.shape), "copy", copied)
         if not codes <= DTYPE_OF_CODE.keys():
             self._refuse_dtypes(name, codes)
             return None
@@ -218,6 +231,19 @@ class TensorResolver:
                 value = next(remaining)
                 row[parameter.name] = bool(value) if parameter.kind == "bool" else value
         return Settings(shared, tuple(per_model))
+
+
+def _remedy(names: Sequence[str]) -> str:
+    """Return what to do about tensors that only some models have, where the names tell."""
+    if any("lora_" in name for name in names):
+        return "; these are LoRA adapters: merge them into their model, or save it without them"
+    if all(name.endswith("lm_head.weight") for name in names):
+        return (
+            "; one model ties lm_head to its embeddings and the other does not: save both alike"
+            " (tie_word_embeddings in config.json; drop lm_head.weight, or add a copy of the"
+            " embeddings under its name)"
+        )
+    return ""
 
 
 def _vocabulary(config: dict[str, Any] | None) -> object:

@@ -102,7 +102,10 @@ class RecipeReader:
 
     def _check_keys(self, data: Mapping[Any, Any]) -> None:
         for key, value in data.items():
-            if key in _LATER:
+            if key == "tokenizer_source" and value == "base":
+                # Copied anyway; vocabularies of different sizes are refused by their shapes.
+                self.warnings.append("tokenizer_source: base is what is done, its files are copied")
+            elif key in _LATER:
                 if value is not None:
                     self.problems.append(f"{key}: is not supported in this version")
             elif key in _KEYS:
@@ -117,8 +120,10 @@ class RecipeReader:
         available = f"available are {', '.join(known)}"
         if name is None:
             self.problems.append(f"merge_method: is missing; {available}")
-        elif str(name) in known:
-            return known[str(name)]
+        elif not isinstance(name, str):
+            self.problems.append(f"merge_method: expected a name, got {name!r}; {available}")
+        elif name in known:
+            return known[name]
         elif name in _FOREIGN_METHODS:
             self.problems.append(
                 f"merge_method: {name!r} is not available in this version; {available}"

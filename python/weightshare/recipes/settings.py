@@ -166,6 +166,9 @@ def _numbers(
     items: list[object], where: str, boolean: bool, problems: list[str]
 ) -> tuple[float, ...]:
     numbers = []
+    if boolean and len(items) > 1:
+        problems.append(f"{where}: expected true or false, got the gradient {items!r}")
+        return ()
     for item in items:
         number = _boolean(item) if boolean else _number(item)
         if number is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightshare.checkpoint import Checkpoint, open_checkpoint
+from weightshare.checkpoint.codes import problem
 from weightshare.errors import CheckpointError
 from weightshare.merging.plan import PlannedModel
 from weightshare.merging.registry import nearest
@@ -75,7 +78,11 @@ class SourceOpener:
 
         A model that was opened already is returned again.
         """
-        path = self._find(label)
+        try:
+            path = self._find(label)
+        except PermissionError as error:
+            self.tell_unreadable(where, str(error.filename), error)
+            return None
         if path is None:
             self.problems.append(f"{where}: {self._not_found(label)}")
             return None
@@ -96,10 +103,22 @@ class SourceOpener:
 
     def _find(self, label: str) -> Path | None:
         for place in self._places():
-            path = place / Path(label).expanduser()
-            if "\0" not in label and path.exists():
-                return path.resolve()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+                try:
+                    # As text: expanduser of a path refuses a user that there is not.
+                    path = place / os.path.expanduser(label)
+                    os.stat(path)
+                    return path.resolve()
+                except OSError as error:
+                    if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                        raise
         return None
+
+    def tell_unreadable(self, where: str, path: str, error: OSError) -> None:
+        """Note a file or folder that is there and cannot be read."""
+        damage = problem("E102", path=path, detail=str(error.strerror))
+        self.damage = self.damage or damage
+        self.problems.append(f"{where}: {damage}")
 
     def _not_found(self, label: str) -> str:
         if "+" in label:
@@ -109,7 +128,7 @@ class SourceOpener:
         name, parent = os.path.basename(label), os.path.dirname(label)
         siblings: list[str] = []
         for place in self._places():
-            if (place / parent).is_dir():
+            with contextlib.suppress(OSError, ValueError):
                 siblings += sorted(os.listdir(place / parent))[:1000]
         places = " or ".join(str(place) for place in self._places())
         looked = "" if os.path.isabs(label) else f" (looked in {places})"
@@ -117,13 +136,16 @@ class SourceOpener:
 
     def _config(self, path: Path, where: str) -> dict[str, Any] | None:
         file = path / "config.json"
-        if not path.is_dir() or not file.exists():
+        if not os.path.isdir(path) or not os.path.exists(file):
             return None
         try:
             with open(file, "rb") as opened:
                 content = opened.read(_LARGEST_CONFIG + 1)
             config = json.loads(content) if len(content) <= _LARGEST_CONFIG else None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            self.tell_unreadable(where, str(file), error)
+            return None
+        except (ValueError, RecursionError) as error:
             self.problems.append(f"{where}: {file} cannot be read: {error}")
             return None
         if not isinstance(config, dict):

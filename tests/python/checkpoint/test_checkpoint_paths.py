@@ -270,3 +270,16 @@ def test_shard_with_a_broken_header_names_its_file(sharded):
     error = refused(sharded)
     assert error.code == "E218"
     assert error.path == str(shard)
+
+
+def test_what_may_not_be_opened_is_told_apart_from_what_is_not_there(tmp_path, monkeypatch):
+    """Permission is E102, a name that cannot exist is E101."""
+    with pytest.raises(CheckpointError, match="E101"):
+        open_checkpoint(tmp_path / ("x" * 300))
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(CheckpointError, match=r"E102[\s\S]*Permission denied"):
+        open_checkpoint("somewhere")

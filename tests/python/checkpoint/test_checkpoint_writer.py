@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from weightshare.checkpoint import CheckpointWriter, open_checkpoint, save_checkpoint
 from weightshare.checkpoint import values as values_module
-from weightshare.checkpoint.output_file import _partial_name
+from weightshare.checkpoint.output_file import partial_name
 from weightshare.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -476,14 +476,33 @@ def test_mapping_that_changes_meanwhile_is_refused(tmp_path):
 def test_partials_of_dead_processes_are_removed(tmp_path, monkeypatch):
     """The next run removes what a killed one left, and nothing of a live or foreign one."""
     monkeypatch.setattr(os, "getpid", lambda: 2**22 + 12345)
-    dead = _partial_name("m.safetensors")
+    dead = partial_name("m.safetensors")
     monkeypatch.undo()
-    live = _partial_name("m.safetensors")
+    live = partial_name("m.safetensors")
     foreign = f".m.safetensors.otherhost.{2**22 + 12345}.0123abcd.partial"
     for name in (dead, live, foreign, "x.partial", ".hidden"):
         (tmp_path / name).write_text("x")
     save_checkpoint(tmp_path / "m.safetensors", {"w": [1.0]})
     assert entries(tmp_path) == sorted([live, foreign, "x.partial", ".hidden", "m.safetensors"])
+
+
+def test_finish_brings_all_data_to_the_disk_and_commit_only_renames(tmp_path, monkeypatch):
+    """After finish nothing more can be written, nothing is visible, and no data are synced."""
+    path = tmp_path / "m.safetensors"
+    with CheckpointWriter(path, [("w", "F32", (1,))]) as writer:
+        with pytest.raises(OutputError, match="E405"):
+            writer.finish()
+        writer.write("w", 0, np.ones(1, np.float32))
+        writer.finish()
+        writer.finish()
+        assert not path.exists()
+        with pytest.raises(OutputError, match="E404"):
+            writer.write("w", 0, np.ones(1, np.float32))
+        monkeypatch.setattr("weightshare.checkpoint.output_file.OutputFile.finish", None)
+        writer.commit()
+    assert entries(tmp_path) == ["m.safetensors"]
+    with pytest.raises(OutputError, match="E404"):
+        writer.finish()
 
 
 def test_long_file_name_can_be_written(tmp_path):

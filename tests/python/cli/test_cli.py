@@ -306,8 +306,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_an_interrupt_is_exit_code_130_and_leaves_nothing(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a merge ends it within a second or so, without a traceback."""
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_has_its_exit_code_and_leaves_nothing(
+    number: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    """Ctrl-C or kill in the middle of a merge ends it within a second or so, no traceback."""
     size = 1_000_000_000
     header = json.dumps(
         {"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
@@ -329,13 +335,13 @@ def test_an_interrupt_is_exit_code_130_and_leaves_nothing(tmp_path: Path) -> Non
     try:
         while process.poll() is None and not list(tmp_path.glob("out/.*partial*")):
             time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
-    assert err.strip() == "weightshare: interrupted"
+    assert err.strip() == f"weightshare: {word}"
     assert not (tmp_path / "out").exists()
 
 

@@ -221,7 +221,7 @@ def test_findings_tell_what_was_made_from_what_was_there() -> None:
     sound, spoiled = np.ones(3), np.array([1.0, np.nan, 1.0])
     findings.look(spoiled, [sound, spoiled], 0)
     findings.close("a", 3)
-    assert findings.warnings == ["a: 1 of 3 elements are NaN or infinite in the inputs"]
+    assert list(findings.warnings) == ["a: 1 of 3 elements are NaN or infinite in the inputs"]
     findings.look(spoiled, [sound], 0)
     findings.look(spoiled, [sound], 3)
     with pytest.raises(NonFiniteError, match="b: 2 of 6") as caught:
