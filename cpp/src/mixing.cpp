@@ -232,9 +232,9 @@ class Mixer {
 
   void mix_chunk(std::size_t start, std::size_t stop) const {
     Scratch scratch(*this);
-    for (std::size_t x = start; x < stop; x += block_) {
-      const std::size_t count = std::min(block_, stop - x);
-      mix_block(scratch, x, count, x + block_ < stop ? x + block_ : x);
+    for (std::size_t x = start, count = 0; x < stop; x += count) {
+      count = std::min(x == start ? first_block(start) : block_, stop - x);
+      mix_block(scratch, x, count, x + count < stop ? x + count : x);
     }
     if (streaming_) {
       finish_streaming();
@@ -243,6 +243,13 @@ class Mixer {
 
  private:
   static constexpr std::size_t kAlign = 64;
+
+  /// A block that ends where a line of memory of the first output does, so that no later block begins inside
+  /// a line: half of it would be written past the caches and half through them.
+  std::size_t first_block(std::size_t start) const {
+    const auto misaligned = reinterpret_cast<std::uintptr_t>(out_[0].at(start)) % kAlign;
+    return misaligned == 0 || !streaming_ ? block_ : (kAlign - misaligned) / size_of(out_[0].element);
+  }
 
   struct Scratch {
     explicit Scratch(const Mixer& mixer)
