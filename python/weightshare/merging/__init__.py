@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weightshare.merging.finite import NonFiniteError
 from weightshare.merging.merge import merge
-from weightshare.merging.methods import Method, Parameter
+from weightshare.merging.method import Method, Parameter
 from weightshare.merging.plan import MergePlan
 from weightshare.merging.registry import methods
 from weightshare.merging.report import MergeReport

@@ -18,7 +18,14 @@ from weightshare.errors import (
     ShapeError,
 )
 from weightshare.merging.elements import CODE_OF_DTYPE, DTYPE_OF_CODE, Array, promoted
-from weightshare.merging.methods import Method, Parameter, Settings, Tile
+from weightshare.merging.method import (
+    Method,
+    Parameter,
+    Settings,
+    Tensor,
+    Tile,
+    combine_whole,
+)
 from weightshare.merging.registry import get_method, nearest
 
 Model = Mapping[str, ArrayLike] | ArrayLike
@@ -87,6 +94,8 @@ def merge(
     given = [_as_model(model, f"models[{i}]") for i, model in enumerate(_as_sequence(models))]
     anchor = None if base is None else _as_model(base, "base")
     _check_models(chosen, given, anchor)
+    if chosen.base == "joins" and anchor is not None:
+        given, anchor = [*given, anchor], None
     settings = _settings(chosen, len(given), weights, parameters)
     workers = resolve_threads(threads)
     every = given if anchor is None else [*given, anchor]
@@ -132,7 +141,7 @@ def _check_models(
 ) -> None:
     if method.needs_base and base is None:
         raise ArgumentError(f"base: method {method.name!r} needs a base model, got None")
-    if not method.needs_base and base is not None:
+    if method.base == "none" and base is not None:
         raise ArgumentError(f"base: method {method.name!r} takes no base model; leave it out")
     most = method.max_models
     if len(models) < method.min_models or (most is not None and len(models) > most):
@@ -161,8 +170,9 @@ def _settings(
     values = {("lambda" if name == "lambda_" else name): value for name, value in given.items()}
     if "weight" in values:
         raise ArgumentError("weight: give the weights as the argument weights")
-    values["weight"] = [1.0] * count if weights is None else weights
     known = [parameter.name for parameter in method.parameters]
+    if weights is not None or "weight" in known:
+        values["weight"] = [1.0] * count if weights is None else weights
     for name in values:
         if name not in known:
             raise ArgumentError(
@@ -173,6 +183,10 @@ def _settings(
     per_model: list[dict[str, float]] = [{} for _ in range(count)]
     for parameter in method.parameters:
         value = values.get(parameter.name, parameter.default)
+        if value is None and parameter.required:
+            raise ArgumentError(f"{parameter.name}: is missing, and {method.name} needs it")
+        if value is None:
+            continue
         if not parameter.per_model:
             shared[parameter.name] = _number(parameter, value)
             continue
@@ -208,6 +222,9 @@ def _number(parameter: Parameter, value: Any) -> float:
     number = float(value)  # type: ignore[arg-type]
     if not np.isfinite(number):
         raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
+    problem = parameter.problem(number)
+    if problem is not None:
+        raise ArgumentError(f"{name}: {problem}")
     return number
 
 
@@ -228,7 +245,9 @@ def _merge_tensor(
     flat = [array.reshape(-1) for array in arrays]
     models, base = (flat[:-1], flat[-1]) if has_base else (flat, None)
     if out.size:
-        method.combine(Tile(out.reshape(-1), models, base, settings, threads, name, 0, seed))
+        dtypes = tuple(array.dtype for array in arrays)
+        tensor = Tensor(name, out.shape, settings, seed, dtypes, has_base)
+        combine_whole(method, Tile(out.reshape(-1), models, base, tensor, 0, threads))
     return out
 
 

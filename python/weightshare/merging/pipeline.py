@@ -13,7 +13,7 @@ import numpy as np
 from weightshare.errors import ArgumentError
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
 from weightshare.merging.finite import Findings
-from weightshare.merging.methods import Method, Tile
+from weightshare.merging.method import Method, Tensor, Tile, combine_whole
 from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor
 from weightshare.merging.tiles import SLOTS, Stretch, batches, carve_batch
 
@@ -124,9 +124,8 @@ class Pipeline:
             self._check_equal(tensor, parts)
             return parts[0]
         tile = self._tile(tensor, stretch, parts)
-        self.method.combine(tile)
-        inputs = tile.models if tile.base is None else [*tile.models, tile.base]
-        self.findings.look(tile.out, inputs, stretch.start)
+        combine_whole(self.method, tile)
+        self.findings.look(tile.out, tile.inputs, stretch.start)
         if stretch.start + stretch.count == tensor.size:
             self.findings.close(tensor.name, tensor.size)
         return parts[-1]
@@ -150,13 +149,15 @@ class Pipeline:
         codes = [source.dtype for source in tensor.reads] + [tensor.dtype]
         views = [part.view(DTYPE_OF_CODE[code]) for part, code in zip(parts, codes, strict=True)]
         count = len(tensor.sources)
+        dtypes = tuple(view.dtype for view in views[: count + (tensor.base is not None)])
         return Tile(
             out=views[-1],
             models=views[:count],
             base=views[count] if tensor.base is not None else None,
-            settings=tensor.settings,
-            threads=self.threads,
-            tensor=tensor.name,
+            tensor=Tensor(
+                *(tensor.name, tensor.shape, tensor.settings, self.plan.seed, dtypes),
+                has_base=tensor.base is not None,
+            ),
             start=stretch.start,
-            seed=self.plan.seed,
+            threads=self.threads,
         )

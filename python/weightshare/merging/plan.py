@@ -10,9 +10,10 @@ from html import escape
 from typing import Literal
 
 from weightshare.merging.elements import DTYPE_OF_CODE
-from weightshare.merging.methods import Settings
+from weightshare.merging.method import Settings
 from weightshare.merging.sizes import format_bytes
 from weightshare.merging.tiles import peak_memory
+from weightshare.merging.views import View
 
 # Width in bytes of the elements that are copied and not computed with.
 _COPIED_WIDTH = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4}
@@ -32,11 +33,24 @@ class PlannedModel:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One tensor that is read: the model's place in the plan, the name there, its dtype code."""
+    """One tensor that is read.
+
+    Attributes
+    ----------
+    model : int
+        The model's place in the plan.
+    name : str
+        The tensor's name there.
+    dtype : str
+        Code of the elements that a tile of it holds; with a view, of what the view makes.
+    view : View or None
+        How its elements are made from the file's, where they are not the file's own.
+    """
 
     model: int
     name: str
     dtype: str
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,8 @@ class PlannedTensor:
         The base model's tensor.
     settings : Settings or None
         None when it is copied.
+    statistics : tuple of Source
+        One for each model and parameter of kind ``"checkpoint"``, model by model.
     """
 
     name: str
@@ -65,6 +81,7 @@ class PlannedTensor:
     sources: tuple[Source, ...]
     base: Source | None = None
     settings: Settings | None = None
+    statistics: tuple[Source, ...] = ()
 
     @property
     def size(self) -> int:
@@ -78,8 +95,9 @@ class PlannedTensor:
 
     @property
     def reads(self) -> tuple[Source, ...]:
-        """Everything that is read for it, the base last."""
-        return self.sources if self.base is None else (*self.sources, self.base)
+        """Everything that is read for it: the models, the base, the statistics."""
+        base = () if self.base is None else (self.base,)
+        return (*self.sources, *base, *self.statistics)
 
     @property
     def widths(self) -> tuple[int, ...]:

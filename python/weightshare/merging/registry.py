@@ -6,9 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 from weightshare.errors import ArgumentError
-from weightshare.merging.methods import LINEAR, TASK_ARITHMETIC, Method
+from weightshare.merging import consensus, elementwise, fusion, linear, spherical
+from weightshare.merging.method import Method
 
-_METHODS: dict[str, Method] = {method.name: method for method in (LINEAR, TASK_ARITHMETIC)}
+_METHODS: dict[str, Method] = {
+    method.name: method
+    for family in (linear, spherical, consensus, elementwise, fusion)
+    for method in family.METHODS
+}
 
 
 def methods() -> dict[str, Method]:

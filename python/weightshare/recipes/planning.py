@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from weightshare.checkpoint.locate import path_text
 from weightshare.errors import ArgumentTypeError, RecipeError
-from weightshare.merging.methods import Method
+from weightshare.merging.method import Method
 from weightshare.merging.pipeline import Progress
 from weightshare.merging.plan import FileCopy, MergePlan, PlannedTensor
 from weightshare.merging.report import MergeReport

@@ -7,7 +7,7 @@ from typing import Any
 
 from weightshare.checkpoint import TensorInfo
 from weightshare.merging.elements import DTYPE_OF_CODE, promoted
-from weightshare.merging.methods import Method, Parameter, Settings
+from weightshare.merging.method import Method, Parameter, Settings
 from weightshare.merging.plan import WIDTH_OF_CODE, PlannedTensor, Source
 from weightshare.merging.registry import nearest
 from weightshare.recipes.schema import MergeRecipe, ModelEntry

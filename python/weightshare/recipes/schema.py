@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightshare.merging.elements import CODE_OF_NAME
-from weightshare.merging.methods import Method
+from weightshare.merging.method import Method
 from weightshare.merging.registry import methods, nearest
 from weightshare.recipes.load import Document
 from weightshare.recipes.settings import Setting, parse_setting

@@ -192,8 +192,7 @@ def test_the_registry_describes_every_method() -> None:
     assert list(known) == ["linear", "task_arithmetic"]
     for name, method in known.items():
         assert method.name == name
-        assert "arXiv" in method.source
-        assert method.reads == "tiles"
+        assert method.source
         assert all(parameter.summary for parameter in method.parameters)
     known.clear()
     assert ws.methods()
