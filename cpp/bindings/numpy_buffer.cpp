@@ -112,9 +112,11 @@ Number* writable_numbers(const py::array& array, const std::string& name, std::s
 template const float* numbers<float>(const py::array&, const std::string&, std::size_t);
 template const double* numbers<double>(const py::array&, const std::string&, std::size_t);
 template const std::int64_t* numbers<std::int64_t>(const py::array&, const std::string&, std::size_t);
+template const std::uint8_t* numbers<std::uint8_t>(const py::array&, const std::string&, std::size_t);
 template float* writable_numbers<float>(const py::array&, const std::string&, std::size_t);
 template double* writable_numbers<double>(const py::array&, const std::string&, std::size_t);
 template std::int64_t* writable_numbers<std::int64_t>(const py::array&, const std::string&, std::size_t);
+template std::uint8_t* writable_numbers<std::uint8_t>(const py::array&, const std::string&, std::size_t);
 
 void check_overlap(const std::vector<Buffer>& out, const std::vector<ConstBuffer>& inputs) {
   for (std::size_t i = 0; i < out.size(); ++i) {

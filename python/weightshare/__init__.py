@@ -20,6 +20,8 @@ _ROOM_OF_NAME = {
     "mixing": "sharing",
     "merge": "merging",
     "methods": "merging",
+    "compare_checkpoints": "merging",
+    "Comparison": "merging",
     "plan_merge": "recipes",
     "merge_checkpoints": "recipes",
     "MergePlan": "merging",
@@ -36,7 +38,16 @@ _ROOM_OF_NAME = {
     "WeightshareError": "errors",
     "DivergedError": "errors",
 }
-_ROOMS = ("sharing", "checkpoint", "merging", "recipes", "training", "datasets", "errors")
+_ROOMS = (
+    "sharing",
+    "checkpoint",
+    "language",
+    "merging",
+    "recipes",
+    "training",
+    "datasets",
+    "errors",
+)
 
 __all__ = ["__version__", *_ROOM_OF_NAME, *_ROOMS]  # noqa: PLE0604
 

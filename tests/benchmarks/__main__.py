@@ -29,6 +29,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=_ROOMS, help="may be given again")
     parser.add_argument("--small", action="store_true", help="a sixteenth of the size, few repeats")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--mergekit",
+        metavar="FILE",
+        default=os.environ.get("WEIGHTSHARE_MERGEKIT"),
+        help="its mergekit-yaml program, to race with; or WEIGHTSHARE_MERGEKIT",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=4, help="of the models that are merged; 4 are 0.63 GB each"
+    )
     parser.add_argument("--folder", help="where temporary files go (12 GB in full form)")
     return parser.parse_args()
 
@@ -53,7 +62,9 @@ def main() -> int:
     print("error: against float64, as each case says; RSS: peak of the contestant's whole process")
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="weightshare-bench-") as folder:
-        context = Context(given.small, given.threads, folder)
+        context = Context(
+            given.small, given.threads, folder, mergekit=given.mergekit, layers=given.layers
+        )
         for room in rooms_of(given.only):
             print(f"\n--- {room}, after {time.monotonic() - began:.0f} s")
             for case in import_module(f"bench_{room}").run(context):

@@ -30,6 +30,8 @@ class Context:
     folder: str
     bandwidth: float = 0.0
     bandwidth_name: str = "not measured"
+    mergekit: str | None = None
+    layers: int = 4
 
     def size(self, full: int) -> int:
         """The size of a case, a sixteenth in the small form."""

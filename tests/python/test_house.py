@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "datasets": set(),
     "checkpoint": {"compression"},
     "training": {"sharing", "datasets"},
+    "language": {"checkpoint", "compression"},
     "merging": {"sharing", "checkpoint"},
     "recipes": {"merging", "checkpoint", "language"},
     "cli": {"sharing", "datasets", "checkpoint", "training", "merging", "recipes", "_root"},
@@ -34,9 +35,10 @@ TOP_LEVEL = {
     "tests",
     "notebooks",
 }
-FOREIGN_ONLY_INSIDE = {"sklearn", "dask", "matplotlib", "tokenizers", "torch", "huggingface_hub"}
+FOREIGN_ONLY_INSIDE = {"sklearn", "dask", "matplotlib", "torch", "huggingface_hub"}
+FOREIGN_ONLY_INSIDE |= {"tokenizers", "sentencepiece"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc", "base"}
-CORE_FOUNDATIONS = {"buffer", "element", "error", "parallel"}
+CORE_FOUNDATIONS = {"buffer", "element", "error", "parallel", "random"}
 MOST_LINES_OF_CODE = 400
 MOST_LINES_OF_FUNCTION = 60
 

@@ -29,12 +29,52 @@ level = _choose(os.environ.get("WEIGHTSHARE_ISA"), cpu_probe.levels())
 _native = import_module(f"weightshare._core.{level}.native")
 
 if TYPE_CHECKING:
-    from weightshare._core import mixing, network, parallel, similarity, step
+    from weightshare._core import (
+        elementary,
+        elementwise,
+        fusion,
+        integrity,
+        mixing,
+        network,
+        parallel,
+        selection,
+        similarity,
+        sparsity,
+        spherical,
+        step,
+    )
 else:
-    for _room in ("mixing", "network", "parallel", "similarity", "step"):
+    for _room in (
+        "elementary",
+        "elementwise",
+        "fusion",
+        "integrity",
+        "mixing",
+        "network",
+        "parallel",
+        "selection",
+        "similarity",
+        "sparsity",
+        "spherical",
+        "step",
+    ):
         globals()[_room] = sys.modules[f"{__name__}.{_room}"] = getattr(_native, _room)
 
 # libgomp's threads do not survive a fork: a child that used them would hang.
 os.register_at_fork(after_in_child=parallel.after_fork_in_child)
 
-__all__ = ["level", "mixing", "network", "parallel", "similarity", "step"]
+__all__ = [
+    "elementary",
+    "elementwise",
+    "fusion",
+    "integrity",
+    "level",
+    "mixing",
+    "network",
+    "parallel",
+    "selection",
+    "similarity",
+    "sparsity",
+    "spherical",
+    "step",
+]

@@ -140,7 +140,7 @@ def _from_sequence(models: list[Any], argument: str) -> Family:
 
 def _from_mappings(models: Sequence[Mapping[str, Any]], argument: str) -> Family:
     names = list(models[0])
-    _check_names(models, argument)
+    check_names(models, argument)
     family = Family("mappings", len(models), {name: [] for name in names})
     for name in names:
         for j, model in enumerate(models):
@@ -158,7 +158,7 @@ def _contiguous(family: Family) -> Family:
     return Family(family.form, family.n, tensors)
 
 
-def _check_names(models: Sequence[Mapping[str, Any]], argument: str) -> None:
+def check_names(models: Sequence[Mapping[str, Any]], argument: str) -> None:
     expected = set(models[0])
     for name in expected:
         if not isinstance(name, str):

@@ -145,6 +145,9 @@ def _blob_folders(home: Path) -> Iterable[Path]:
     for parent in home.parents:
         if parent.name == "snapshots":
             yield parent.parent / "blobs"
+            # Newer caches keep one store for all repositories; their blobs link to it.
+            if parent.parent.name.startswith("models--"):
+                yield parent.parent.parent / "blobs"
 
 
 def check_against_shards(

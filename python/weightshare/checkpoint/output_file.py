@@ -10,6 +10,7 @@ import socket
 import stat
 
 from weightshare.checkpoint.codes import message
+from weightshare.checkpoint.source_file import MOST_AT_ONCE, rest_of
 from weightshare.errors import OutputError, OutputExistsError, OutputSpaceError
 
 _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,17 +31,37 @@ class OutputFile:
         All its space is reserved now, so that a full disk is found before the work.
     mode : int, optional
         Permission bits; what the umask leaves of 0666 when not given.
+    token : str, optional
+        The temporary name is `resumable_name` of it: the file outlives its process when it is
+        left by `suspend`, or by a kill.
+    going_on : bool
+        Whether such a file is there already, and is gone on with.
     """
 
-    def __init__(self, folder: str, name: str, nbytes: int, mode: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        name: str,
+        nbytes: int,
+        mode: int | None = None,
+        *,
+        token: str | None = None,
+        going_on: bool = False,
+    ) -> None:
         self.folder = folder
         self.nbytes = nbytes
-        self.partial = os.path.join(folder, partial_name(name))
+        temporary = partial_name(name) if token is None else resumable_name(name, token)
+        self.partial = os.path.join(folder, temporary)
         self._process = os.getpid()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         self._number = -1
+        # What an earlier process wrote may not be on the disk yet.
+        self._unsynced = going_on
         try:
-            self._number = os.open(self.partial, flags, 0o666)
+            if going_on:
+                self._number = os.open(self.partial, flags)
+                return
+            self._number = os.open(self.partial, flags | os.O_CREAT | os.O_EXCL, 0o666)
             if mode is not None:
                 os.fchmod(self._number, mode)
             self._reserve()
@@ -62,23 +83,48 @@ class OutputFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         os.ftruncate(self._number, self.nbytes)
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write flat bytes at an offset; callable from several threads.
+    @property
+    def inode(self) -> int:
+        """What tells the file from others in its folder, whatever its name."""
+        return os.fstat(self._number).st_ino
+
+    def write(self, offset: int, *parts: memoryview) -> None:
+        """Write flat bytes one after the other from an offset on; callable from several threads.
 
         Raises
         ------
         OutputError
             With the reason of the system.
         """
-        done = 0
         try:
-            while done < len(data):
-                count = os.pwrite(self._number, data[done:], offset + done)
-                if count <= 0:
-                    raise OSError(errno.EIO, "nothing could be written")
-                done += count
+            for first in range(0, len(parts), MOST_AT_ONCE):
+                left = [part for part in parts[first : first + MOST_AT_ONCE] if len(part)]
+                while left:
+                    count = os.pwritev(self._number, left, offset)
+                    if count <= 0:
+                        raise OSError(errno.EIO, "nothing could be written")
+                    offset += count
+                    left = rest_of(left, count)
+            self._unsynced = True
         except OSError as error:
             raise output_error(error, self.partial, self.nbytes) from error
+
+    def sync(self) -> None:
+        """Bring to the disk what was written, if anything was since the last time."""
+        if not self._unsynced:
+            return
+        # Before, because what is written meanwhile may or may not be caught.
+        self._unsynced = False
+        try:
+            os.fdatasync(self._number)
+        except OSError as error:
+            self._unsynced = True
+            raise output_error(error, self.partial, self.nbytes) from error
+
+    def suspend(self) -> None:
+        """Close it and leave it under its temporary name, for another run to go on with."""
+        if self._process == os.getpid():
+            self._close()
 
     def finish(self) -> None:
         """Bring the file to the disk and close it; it keeps its temporary name."""
@@ -95,7 +141,18 @@ class OutputFile:
             os.rename(self.partial, target)
         except OSError as error:
             raise output_error(error, target, self.nbytes) from error
-        self.partial = ""
+        self._temporary, self.partial = self.partial, ""
+
+    def take_back(self, name: str) -> None:
+        """Give it its temporary name again, if `rename` gave it that name; best effort."""
+        if self.partial:
+            return
+        try:
+            os.rename(os.path.join(self.folder, name), self._temporary)
+        except OSError:
+            remove_quietly(os.path.join(self.folder, name))
+            return
+        self.partial = self._temporary
 
     def discard(self) -> None:
         """Close and remove it, unless it has its name; a forked child leaves its parent's alone."""
@@ -186,6 +243,21 @@ def partial_name(name: str) -> str:
     """
     short = os.fsdecode(os.fsencode(name)[:100])
     return f".{short}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+
+
+def resumable_name(name: str, token: str) -> str:
+    """Return the temporary name of a file that outlives its process; the token tells the run."""
+    return f".{os.fsdecode(os.fsencode(name)[:100])}.{token}.resumable"
+
+
+def resumable_names(folder: str, name: str) -> list[str]:
+    """Return the files in a folder that runs left to be gone on with as that name."""
+    start = f".{os.fsdecode(os.fsencode(name)[:100])}."
+    found = re.compile(re.escape(start) + r"[0-9a-f]{16}\.resumable")
+    try:
+        return sorted(entry for entry in os.listdir(folder) if found.fullmatch(entry))
+    except OSError:
+        return []
 
 
 def is_partial_name(name: str) -> bool:

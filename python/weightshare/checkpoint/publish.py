@@ -60,6 +60,7 @@ class Publication:
         self._overwrite = overwrite
         self._mode = mode
         self._named: list[str] = []
+        self._renamed: list[tuple[OutputFile, str]] = []
         self.done = False
 
     def one_file(self, file: OutputFile, name: str) -> None:
@@ -93,8 +94,8 @@ class Publication:
         self._index_lone_file()
         given = self._free_names(files)
         for plain, file in files.items():
+            self._renamed.append((file, given[plain]))
             file.rename(given[plain])
-            self._named.append(given[plain])
         sync_folder(self._folder)
         self._write_index({name: given[shard] for name, shard in weight_map.items()}, metadata)
         self._drop_single()
@@ -109,7 +110,10 @@ class Publication:
         if not self.done:
             for name in reversed(self._named):
                 remove_quietly(self._at(name))
+            for file, name in reversed(self._renamed):
+                file.take_back(name)
         self._named.clear()
+        self._renamed.clear()
 
     def _at(self, name: str) -> str:
         return os.path.join(self._folder, name)

@@ -6,7 +6,7 @@ import difflib
 import html
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -149,6 +149,49 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         CheckpointChangedError
             The file changed.
         """
+        file, start, target = self._place(name, offset_bytes, buffer)
+        file.read_into(start, target)
+
+    def read_many(self, parts: Iterable[tuple[str, int, Any]]) -> None:
+        """Fill several buffers; those that are neighbours in a file are read together.
+
+        Parameters
+        ----------
+        parts : iterable of (name, offset_bytes, buffer)
+            Each as for `read_into`.
+
+        Raises
+        ------
+        KeyError, ArgumentError, ArgumentTypeError, CheckpointChangedError
+            As `read_into`.
+        """
+        run: list[memoryview] = []
+        last: SourceFile | None = None
+        begin = end = 0
+        for part in parts:
+            file, start, target = self._place(*part)
+            if file is not last or start != end:
+                if last is not None:
+                    last.read_into(begin, *run)
+                run, last, begin = [], file, start
+            run.append(target)
+            end = start + len(target)
+        if last is not None:
+            last.read_into(begin, *run)
+
+    def will_need(self, name: str, offset_bytes: int, nbytes: int) -> None:
+        """Tell the system that so many bytes of a tensor are read soon; it may read them ahead."""
+        info, file = self._find(name)
+        file.will_need(info.offset + offset_bytes, nbytes)
+
+    @property
+    def identities(self) -> dict[str, tuple[int, int, str]]:
+        """Of each file its size, its time of change in ns and the SHA-256 of its header."""
+        return {file.path: file.identity for file in self._files}
+
+    def _place(
+        self, name: str, offset_bytes: int, buffer: Any
+    ) -> tuple[SourceFile, int, memoryview]:
         info, file = self._find(name)
         target = flat_bytes(buffer, "buffer", writable=True)
         offset = _whole("offset_bytes", offset_bytes)
@@ -157,7 +200,7 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
                 f"offset_bytes: bytes {offset} to {offset + len(target)} leave tensor "
                 f"{shown(name)}, which has {info.nbytes}"
             )
-        file.read_into(info.offset + offset, target)
+        return file, info.offset + offset, target
 
     def close(self) -> None:
         """Close the files; the arrays that were read stay valid."""
@@ -253,6 +296,10 @@ def flat_bytes(buffer: Any, argument: str, *, writable: bool = False) -> memoryv
     if isinstance(buffer, np.ndarray):
         if buffer.dtype.hasobject:
             raise ArgumentTypeError(f"{argument}: expected plain bytes, got dtype {buffer.dtype}")
+        if buffer.dtype == np.uint8 and buffer.ndim == 1 and buffer.flags.c_contiguous:
+            if writable and not buffer.flags.writeable:
+                raise ArgumentError(f"{argument}: expected writable memory, got a read-only buffer")
+            return memoryview(buffer)  # type: ignore[arg-type]
         if buffer.flags.c_contiguous:
             # bfloat16 and float8 arrays do not offer the buffer protocol themselves.
             buffer = buffer.reshape(-1).view(np.uint8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from weightshare.checkpoint.codes import message, problem
@@ -14,6 +16,10 @@ from weightshare.checkpoint.header import Header, Limits, header_length, parse_h
 from weightshare.errors import CheckpointChangedError
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+# The system takes no more buffers than this in one call.
+MOST_AT_ONCE = 1024
 
 
 class _Descriptor:
@@ -79,8 +85,13 @@ class SourceFile:
         """Give the file back; a read that is under way in another thread ends first."""
         self._finalizer()
 
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill `target`, flat bytes, from byte `offset` of the file.
+    @property
+    def identity(self) -> tuple[int, int, str]:
+        """Size, time of change in nanoseconds, and SHA-256 of the header, as it was opened."""
+        return *self._identity[:2], self._header_digest
+
+    def read_into(self, offset: int, *targets: memoryview) -> None:
+        """Fill the targets, flat bytes, one after the other from byte `offset` of the file.
 
         Raises
         ------
@@ -88,17 +99,28 @@ class SourceFile:
             The file has another size or time than when it was opened, or ended early.
         """
         with self._borrowed() as number:
-            done = 0
-            while done < len(target):
-                try:
-                    count = os.preadv(number, [target[done:]], offset + done)
-                except OSError as error:
-                    raise problem("E102", path=self.path, detail=str(error.strerror)) from error
-                if count == 0:
-                    raise self._changed("it is shorter than its header says")
-                done += count
+            for first in range(0, len(targets), MOST_AT_ONCE):
+                offset = self._fill(number, offset, targets[first : first + MOST_AT_ONCE])
             # Afterwards, because only then what was read is known to be from the file as opened.
             self._check_unchanged(number)
+
+    def _fill(self, number: int, offset: int, targets: Sequence[memoryview]) -> int:
+        left = [target for target in targets if len(target)]
+        while left:
+            try:
+                count = os.preadv(number, left, offset)
+            except OSError as error:
+                raise problem("E102", path=self.path, detail=str(error.strerror)) from error
+            if count == 0:
+                raise self._changed("it is shorter than its header says")
+            offset += count
+            left = rest_of(left, count)
+        return offset
+
+    def will_need(self, offset: int, nbytes: int) -> None:
+        """Ask the system to read so many bytes ahead of need; a hint, which never fails."""
+        with self._borrowed() as number, contextlib.suppress(OSError, AttributeError):
+            os.posix_fadvise(number, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     @contextmanager
     def _borrowed(self) -> Iterator[int]:
@@ -118,6 +140,7 @@ class SourceFile:
             raise problem("E103", path=self.path, detail="it starts as a pickle or a zip archive")
         raw = bytearray(header_length(bytes(first), size, self.path, limits))
         self.read_into(8, memoryview(raw))
+        self._header_digest = hashlib.sha256(first + raw).hexdigest()
         return parse_header(bytes(raw), size, self.path, limits)
 
     def _check_unchanged(self, number: int) -> None:
@@ -127,6 +150,15 @@ class SourceFile:
     def _changed(self, detail: str) -> CheckpointChangedError:
         text = message("E106", path=self.path, detail=detail)
         return CheckpointChangedError(text, code="E106", path=self.path)
+
+
+def rest_of(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of buffers once their first `count` bytes are dealt with."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int, int]:

@@ -55,6 +55,10 @@ class CheckpointWriter:
         Bytes, ``"5GB"`` (decimal, the default) or ``"5GiB"``; for a folder only.
     overwrite : bool, default False
         Replace an existing output.
+    token : str, optional
+        16 hexadecimal digits; the temporary files are named by them, and `suspend` leaves them.
+    going_on : bool, default False
+        Whether such files are there and are gone on with; `mark_written` says what is in them.
 
     Raises
     ------
@@ -88,8 +92,12 @@ class CheckpointWriter:
         metadata: Mapping[str, str] | None = None,
         max_shard_size: int | str | None = None,
         overwrite: bool = False,
+        token: str | None = None,
+        going_on: bool = False,
     ) -> None:
         self._path = path_text(path)
+        self._token = token
+        self._going_on = going_on
         self._single = self._path.endswith(SUFFIX)
         if self._single and max_shard_size is not None:
             raise ArgumentError("max_shard_size: a path that ends in .safetensors is one file")
@@ -117,13 +125,21 @@ class CheckpointWriter:
             self._open(bool(overwrite))
         except BaseException:
             self._publication = Publication(self._folder, bool(overwrite), None)
-            self.abort()
+            if going_on:
+                self.suspend()
+            else:
+                self.abort()
             raise
 
     @property
     def path(self) -> str:
         """Where the output will be."""
         return self._path
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the output is the new one, even if `commit` failed after that."""
+        return self._publication.done
 
     @property
     def nbytes(self) -> int:
@@ -167,18 +183,73 @@ class CheckpointWriter:
         OutputError
             The disk refused; call `abort`, or leave the ``with`` block by the exception.
         """
-        info, shard = self._place(name)
-        data = flat_bytes(buffer, "buffer")
-        if offset_bytes < 0 or offset_bytes + len(data) > info.nbytes:
-            raise ArgumentError(
-                f"offset_bytes: bytes {offset_bytes} to {offset_bytes + len(data)} leave tensor "
-                f"{shown(name)}, which has {info.nbytes}"
-            )
+        self.write_many([(name, offset_bytes, buffer)])
+
+    def write_many(self, parts: Iterable[tuple[str, int, Any]]) -> None:
+        """Write several buffers; those that are neighbours in a file are written together.
+
+        Parameters
+        ----------
+        parts : iterable of (name, offset_bytes, buffer)
+            Each as for `write`.
+
+        Raises
+        ------
+        KeyError, ArgumentError, ArgumentTypeError, OutputError
+            As `write`.
+        """
         if self._ended or self._finished:
             raise OutputError(message("E404", path=self._path))
-        self._files[shard].write(info.offset + offset_bytes, data)
+        run: list[memoryview] = []
+        names: list[str] = []
+        last, begin, end = "", 0, 0
+        for name, offset, buffer in parts:
+            shard, start, data = self._stretch(name, offset, buffer)
+            if shard != last or start != end:
+                self._write_run(last, begin, names, run)
+                names, run, last, begin = [], [], shard, start
+            names.append(name)
+            run.append(data)
+            end = start + len(data)
+        self._write_run(last, begin, names, run)
+
+    def _stretch(self, name: str, offset: int, buffer: Any) -> tuple[str, int, memoryview]:
+        info, shard = self._place(name)
+        data = flat_bytes(buffer, "buffer")
+        if offset < 0 or offset + len(data) > info.nbytes:
+            raise ArgumentError(
+                f"offset_bytes: bytes {offset} to {offset + len(data)} leave tensor "
+                f"{shown(name)}, which has {info.nbytes}"
+            )
+        return shard, info.offset + offset, data
+
+    def _write_run(self, shard: str, start: int, names: list[str], parts: list[memoryview]) -> None:
+        if not parts:
+            return
+        self._files[shard].write(start, *parts)
         with self._lock:
-            self._missing[name] -= len(data)
+            for name, part in zip(names, parts, strict=True):
+                self._missing[name] -= len(part)
+
+    def mark_written(self, name: str, nbytes: int) -> None:
+        """Say that so many bytes of a tensor are in the file already, from an earlier run."""
+        self._missing[name] -= nbytes
+
+    def sync(self) -> None:
+        """Bring to the disk what was written so far; callable while others write.
+
+        Raises
+        ------
+        OutputError
+            The disk refused.
+        """
+        for file in self._files.values():
+            file.sync()
+
+    @property
+    def inodes(self) -> dict[str, int]:
+        """What tells each temporary file from others in the folder, by its future name."""
+        return {name: file.inode for name, file in self._files.items()}
 
     def finish(self) -> None:
         """Bring all data to the disk, still under temporary names; `commit` then only renames.
@@ -202,7 +273,7 @@ class CheckpointWriter:
             for file in self._files.values():
                 file.finish()
         except BaseException:
-            self.abort()
+            self._give_up()
             raise
         self._finished = True
 
@@ -225,18 +296,25 @@ class CheckpointWriter:
             for folder in self._made_folders:
                 sync_folder(os.path.dirname(os.path.abspath(folder)))
         except BaseException:
-            self.abort()
+            self._give_up()
             raise
         self._ended = True
         return files
+
+    def _give_up(self) -> None:
+        # What can be gone on with is left to whoever holds the token: to suspend or to abort.
+        if self._token is None or self._publication.done:
+            self.abort()
+        else:
+            self._publication.undo()
 
     def abort(self) -> None:
         """Remove the temporary files; what was there before stays. Does nothing after `commit`."""
         if self._ended:
             return
         self._ended = True
-        self._finalizer()
         self._publication.undo()
+        self._finalizer()
         if self._publication.done:
             return
         for folder in reversed(self._made_folders):
@@ -244,6 +322,16 @@ class CheckpointWriter:
                 os.rmdir(folder)
             except OSError:
                 return
+
+    def suspend(self) -> None:
+        """Close the temporary files and leave them; does nothing after `commit` and `abort`."""
+        if self._ended:
+            return
+        self._ended = True
+        self._publication.undo()
+        self._finalizer.detach()
+        for file in self._files.values():
+            file.suspend()
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +376,14 @@ class CheckpointWriter:
         self._publication = Publication(self._folder, overwrite, mode)
         remove_dead_partials(self._folder)
         for shard in self._shards:
-            self._files[shard.name] = OutputFile(self._folder, shard.name, shard.nbytes, mode)
+            self._files[shard.name] = OutputFile(
+                self._folder,
+                shard.name,
+                shard.nbytes,
+                mode,
+                token=self._token,
+                going_on=self._going_on,
+            )
         for shard in self._shards:
             self._files[shard.name].write(0, memoryview(shard.first))
 

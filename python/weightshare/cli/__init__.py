@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises
     ------
     SystemExit
-        Always: 0 done, 1 unexpected, 2 usage or recipe, 3 bad input file, 4 disk or memory,
+        Always: 0 done, 1 unexpected, 2 usage or recipe, 3 bad or missing input file, 4 disk or memory,
         5 output locked, 6 NaN policy, 130 interrupted, 143 terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

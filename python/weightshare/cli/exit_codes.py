@@ -39,16 +39,17 @@ def exit_code(error: BaseException) -> int:
     >>> exit_code(OutputLockedError()), exit_code(MemoryError()), exit_code(KeyError())
     (5, 4, 1)
     """
-    # A recipe whose files are damaged is told as one report, and counts as a bad input file.
-    if isinstance(error, RecipeError) and isinstance(error.__cause__, CheckpointError):
-        error = error.__cause__
+    # A recipe whose files are damaged is told as one report, and counts as a bad input file; one
+    # that names a model which is not there is a wrong recipe.
+    cause = error.__cause__ if isinstance(error, RecipeError) else None
+    if isinstance(cause, CheckpointError) and not isinstance(cause, CheckpointNotFoundError):
+        error = cause
     codes: tuple[tuple[type[BaseException], int], ...] = (
         (NonFiniteError, NOT_FINITE),
         (OutputLockedError, LOCKED),
         (OutputExistsError, USAGE),
         (OutputError, NO_ROOM),
         (MemoryError, NO_ROOM),
-        (CheckpointNotFoundError, USAGE),
         (CheckpointError, BAD_INPUT),
         (WeightshareError, USAGE),
     )

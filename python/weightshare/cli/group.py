@@ -8,14 +8,25 @@ import click
 
 import weightshare
 
-# Name: (module, help in the list). Listed here, so that --help imports no command.
-_COMMANDS = {
-    "merge": ("weightshare.cli.merge", "merge checkpoints by a recipe"),
-    "plan": ("weightshare.cli.plan", "say what a merge would do; reads headers only"),
-    "inspect": ("weightshare.cli.inspect", "list the tensors of a checkpoint"),
-    "methods": ("weightshare.cli.methods", "list the merge methods and their parameters"),
-    "demo": ("weightshare.cli.demo", "train, share, merge on real digits"),
+# Group: {name: help in the list}. Listed here, so that --help imports no command.
+_GROUPS = {
+    "Merge": {
+        "merge": "merge checkpoints by a recipe",
+        "plan": "say what a merge would do; reads headers only",
+        "methods": "list the merge methods, or tell all about one",
+    },
+    "Look at checkpoints": {
+        "inspect": "show layers, tensors, dtypes and sizes",
+        "diff": "say how two checkpoints differ, tensor by tensor",
+        "similarity": "say how alike checkpoints are",
+        "verify": "check headers, index, checksums, NaN",
+    },
+    "More": {
+        "demo": "train, share, merge on real digits",
+        "completion": "print the completion script of a shell",
+    },
 }
+_COMMANDS = {name: text for commands in _GROUPS.values() for name, text in commands.items()}
 
 
 class LazyGroup(click.Group):
@@ -29,13 +40,15 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        command = getattr(import_module(f"weightshare.cli.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        """Write the lists of commands without importing them."""
+        width = max(map(len, _COMMANDS))
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -60,6 +73,7 @@ def group() -> None:
     Example:
       weightshare merge recipe.yml merged
 
-    Exit codes: 0 done, 1 unexpected, 2 usage or recipe, 3 bad input file, 4 disk
-    or memory, 5 output locked, 6 NaN policy, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 unexpected, 2 usage or recipe, 3 bad or missing input
+    file, 4 disk or memory, 5 output locked, 6 NaN policy, 130 interrupted, 143
+    terminated.
     """

@@ -1,7 +1,8 @@
-"""``weightshare merge``: also a drop-in for ``mergekit-yaml``."""
+"""``weightshare merge``: also a drop-in for ``mergekit-yaml`` and ``mergekit-multi``."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from weightshare.cli.output import facts_text, print_json, remark, result_of
+from weightshare.cli.options import JSON, LENIENT, NO_PROGRESS, THREADS, GroupedCommand
+from weightshare.cli.output import facts_text, plan_text, print_json, remark, result_of
 from weightshare.cli.recipe_argument import recipe_argument
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -18,12 +20,22 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FLAGS_WITHOUT_MEANING = (
     *("--cuda", "--lazy-unpickle", "--allow-crimes", "--low-cpu-memory", "--clone-tensors"),
     *("--trust-remote-code", "--read-to-gpu", "--multi-gpu", "--gpu-rich", "--async-write"),
+    "--unsafe-truncate-embeddings",
 )
 _VALUES_WITHOUT_MEANING = (
-    *("--device", "--transformers-cache", "--lora-merge-cache", "--lora-merge-dtype"),
-    "--write-threads",
+    *("--device", "--lora-merge-cache", "--lora-merge-dtype", "--write-threads"),
 )
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
+_GROUPS = {
+    "Output": (
+        *("overwrite", "single_file", "out_shard_size", "copy_tokenizer", "write_model_card"),
+        *("out_path", "resume"),
+    ),
+    "Recipe": ("lenient", "nan", "random_seed", "transformers_cache"),
+    "Recipes of several documents": ("intermediates", "keep_intermediates"),
+    "Machine": ("memory", "threads"),
+    "What is told": ("as_json", "no_progress", "verbose", "quiet", "help"),
+}
 
 
 def _shard_bytes(ctx: click.Context, option: click.Parameter, value: str) -> int:
@@ -40,9 +52,9 @@ def _shard_bytes(ctx: click.Context, option: click.Parameter, value: str) -> int
         raise click.BadParameter(str(error)) from error
 
 
-_OPTIONS = (
+_OUTPUT = (
     click.argument("recipe", type=click.Path(readable=False)),
-    click.argument("out", type=click.Path(readable=False)),
+    click.argument("out", type=click.Path(readable=False), required=False),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--single-file", is_flag=True, help="Write OUT as one .safetensors file."),
     click.option(
@@ -65,23 +77,20 @@ _OPTIONS = (
         show_default=True,
         help="Write README.md and a copy of the recipe.",
     ),
+    click.option("--out-path", metavar="OUT", help="The same as the argument OUT."),
     click.option(
-        "--memory",
-        default="512MB",
+        "--resume/--no-resume",
+        default=True,
         show_default=True,
-        metavar="SIZE",
-        help="Budget of the whole process, such as 512MB or 2GiB.",
+        help="Go on with an interrupted merge of the same recipe and inputs.",
     ),
-    click.option(
-        "--threads",
-        "--num-threads",
-        "-j",
-        type=click.IntRange(1, 1024),
-        help="Threads; OMP_NUM_THREADS or all cores when not given.",
-    ),
+)
+_MEANING = (
+    LENIENT,
     click.option(
         "--nan",
-        type=click.Choice(["error", "warn", "allow"]),
+        type=click.Choice(["error", "warn", "ignore", "allow"]),
+        metavar="[error|warn|ignore]",
         default="error",
         show_default=True,
         help="When finite weights give NaN or infinity.",
@@ -89,11 +98,37 @@ _OPTIONS = (
     click.option(
         "--random-seed", type=int, default=0, show_default=True, help="Key of random numbers."
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-    click.option("--no-progress", is_flag=True, help="Show no progress on stderr."),
+    click.option(
+        "--transformers-cache",
+        metavar="DIR",
+        help="Where models of the Hugging Face hub are looked for.",
+    ),
+    click.option(
+        "--intermediates",
+        "--intermediate-dir",
+        "-I",
+        metavar="DIR",
+        help="Where the models that only other documents use are written.",
+    ),
+    click.option(
+        "--keep-intermediates", is_flag=True, help="Leave them there; else they are removed."
+    ),
+)
+_MACHINE = (
+    click.option(
+        "--memory",
+        default="512MB",
+        show_default=True,
+        metavar="SIZE",
+        help="Budget of the whole process, such as 512MB or 2GiB.",
+    ),
+    THREADS,
+    JSON,
+    NO_PROGRESS,
     click.option("--verbose", "-v", count=True, help="Print the plan first; -vv: tracebacks."),
     click.option("--quiet", "-q", is_flag=True, help="Print errors only."),
     click.option("--safe-serialization/--no-safe-serialization", default=None, hidden=True),
+    click.option("--lazy/--no-lazy", default=None, hidden=True),
 )
 
 
@@ -102,48 +137,54 @@ def _with_options(function: _Function) -> _Function:
         function = click.option(f"{name}/--no-{name[2:]}", default=None, hidden=True)(function)
     for name in _VALUES_WITHOUT_MEANING:
         function = click.option(name, default=None, hidden=True)(function)
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OUTPUT, *_MEANING, *_MACHINE)):
         function = option(function)
     return function
 
 
-@click.command()
+@click.command(cls=GroupedCommand, groups=_GROUPS)
 @_with_options
-@click.pass_context
-def merge(ctx: click.Context, /, **options: Any) -> None:
+def merge(**options: Any) -> None:
     """Merge checkpoints by RECIPE into the folder OUT.
 
-    RECIPE is YAML in mergekit's schema (- is standard input), and the options of mergekit-yaml are
-    accepted. OUT appears complete or not at all.
+    RECIPE is YAML in mergekit's schema (- is standard input), and all options of
+    mergekit-yaml are accepted; those that mean nothing here say so in one line.
+    OUT appears complete or not at all. A merge that was cut off goes on where it
+    stopped when the same command is given again.
 
     \b
     Example:
       weightshare merge recipe.yml merged --overwrite
     """
-    from weightshare.merging.run import run_plan
-    from weightshare.recipes import plan_merge
+    from weightshare import recipes
 
-    out = _target(options["out"], options["single_file"])
+    out = _target(options)
     quiet = options["quiet"]
     if not quiet:
         _remark_ignored(options)
-    planned = plan_merge(
+    if options["transformers_cache"] is not None:
+        os.environ["HF_HUB_CACHE"] = options["transformers_cache"]
+    planned = recipes.plan_merge(
         recipe_argument(options["recipe"]),
         max_shard_size=options["out_shard_size"],
         copy_tokenizer=options["copy_tokenizer"],
         write_model_card=options["write_model_card"],
         seed=options["random_seed"],
+        lenient=options["lenient"],
     )
     if options["verbose"] and not quiet:
-        click.echo(facts_text("Plan", planned.summary()), err=True)
-    report = run_plan(
+        click.echo(plan_text(planned), err=True)
+    report = recipes.merge_checkpoints(
         planned,
         out,
+        resume=options["resume"] and options["lazy"] is not False,
         overwrite=options["overwrite"],
         memory=options["memory"],
         threads=options["threads"],
         progress=not (quiet or options["no_progress"]),
         nan=options["nan"],
+        intermediates=options["intermediates"],
+        keep_intermediates=options["keep_intermediates"],
     )
     if not quiet:
         for warning in report.warnings:
@@ -155,10 +196,16 @@ def merge(ctx: click.Context, /, **options: Any) -> None:
             click.echo(facts_text("Merged", report.summary()))
 
 
-def _target(out: str, single: bool) -> Path:
+def _target(options: dict[str, Any]) -> Path:
+    out, path = options["out"], options["out_path"]
+    if out is not None and path is not None:
+        raise click.UsageError("OUT and --out-path: expected one of them, got both")
+    out = path if out is None else out
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
     if not out:
         raise click.UsageError("OUT: expected a path, got ''")
-    if single and not out.endswith(".safetensors"):
+    if options["single_file"] and not out.endswith(".safetensors"):
         raise click.UsageError(f"--single-file: OUT must end in .safetensors, got {out!r}")
     return Path(out)
 

@@ -7,8 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from weightshare.merging.plan import MergePlan
 
 
 def print_json(result: object) -> None:
@@ -48,6 +52,12 @@ def facts_text(title: str, facts: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in facts) + 2
     lines = (f"  {name:<{width}}{printable(fact)}" for name, fact in facts)
     return "\n".join([printable(title), *lines])
+
+
+def plan_text(plan: MergePlan) -> str:
+    """Return a plan's main facts, after those of the merges that come first."""
+    plans = [*((f"Plan of {name}", stage) for name, stage in plan.stages), ("Plan", plan)]
+    return "\n".join(facts_text(title, stage.summary()) for title, stage in plans)
 
 
 def table_text(rows: Iterable[Sequence[str]]) -> str:

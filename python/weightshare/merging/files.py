@@ -13,6 +13,7 @@ from pathlib import Path
 
 from weightshare.checkpoint.output_file import is_partial_name
 from weightshare.errors import OutputError, OutputExistsError, OutputLockedError, OutputSpaceError
+from weightshare.merging.recovery import is_hidden_work
 from weightshare.merging.sizes import format_bytes
 
 LOCK_NAME = ".weightshare.lock"
@@ -137,7 +138,7 @@ def require_empty(folder: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     hidden = name == RECORD_NAME or (name.startswith(".") and name.endswith(LOCK_NAME))
-    return hidden or is_partial_name(name) or is_backup_name(name)
+    return hidden or is_hidden_work(name) or is_partial_name(name) or is_backup_name(name)
 
 
 def is_backup_name(name: object) -> bool:

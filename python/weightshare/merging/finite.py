@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from weightshare.errors import ArgumentError
 from weightshare.merging.elements import Array
 
-NanPolicy = Literal["error", "warn", "allow"]
+NanPolicy = Literal["error", "warn", "ignore"]
 
-# Bits of +inf, by element: every NaN and infinity is at or above it when the sign is left out.
-_INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
-_INFINITY |= {"float64": 0x7FF0000000000000}
+_POLICIES: dict[str, NanPolicy] = {"error": "error", "warn": "warn", "ignore": "ignore"}
+# A second word for the third.
+_POLICIES["allow"] = "ignore"
 _MOST_WARNINGS = 10
 
 
@@ -37,67 +39,101 @@ class NonFiniteError(ArgumentError):
         self.first = first
 
 
+@dataclass(frozen=True, slots=True)
+class Flaws:
+    """What is not finite in a stretch of an output tensor.
+
+    Attributes
+    ----------
+    made : int
+        Elements that became NaN or infinite from finite inputs.
+    first : int
+        Flat index in the tensor of the first of them; -1 without any.
+    inherited : int
+        Elements that are so in an input already.
+    """
+
+    made: int = 0
+    first: int = -1
+    inherited: int = 0
+
+    @property
+    def found(self) -> int:
+        """All elements that are not finite."""
+        return self.made + self.inherited
+
+    def joined(self, other: Flaws) -> Flaws:
+        """Return the flaws of two stretches together."""
+        if not other.found:
+            return self
+        starts = [first for first in (self.first, other.first) if first >= 0]
+        return Flaws(
+            self.made + other.made, min(starts, default=-1), self.inherited + other.inherited
+        )
+
+
+SOUND = Flaws()
+
+
 def check_policy(nan: str) -> NanPolicy:
-    """Return the policy if it is one.
+    """Return the policy that a word means.
 
     Raises
     ------
     ArgumentError
-        It is none of ``"error"``, ``"warn"``, ``"allow"``.
+        It is none of ``"error"``, ``"warn"``, ``"ignore"`` (or ``"allow"``, which is the same).
     """
-    for policy in get_args(NanPolicy):
-        if nan == policy:
-            return policy  # type: ignore[no-any-return]
-    raise ArgumentError(f"nan: expected 'error', 'warn' or 'allow', got {nan!r}")
+    if not isinstance(nan, str) or nan not in _POLICIES:
+        raise ArgumentError(f"nan: expected 'error', 'warn' or 'ignore', got {nan!r}")
+    return _POLICIES[nan]
 
 
-def all_finite(values: Array) -> bool:
-    """Return whether there is no NaN and no infinity.
-
-    Two integer maxima, which need no memory: read as signed integers the positive ones that are
-    not finite are the largest, read as unsigned ones the negative ones are.
+def find_flaws(out: Array, inputs: Iterable[Array], start: int) -> Flaws:
+    """Return what is not finite in one tile that starts at that flat index.
 
     Parameters
     ----------
-    values : ndarray of float16, bfloat16, float32 or float64
-        Contiguous.
-
-    Returns
-    -------
-    bool
-        True for an empty array.
+    out : ndarray of float16, bfloat16, float32 or float64
+        The tile of the output.
+    inputs : iterable of ndarray
+        What it was made from.
+    start : int
+        Flat index in the tensor of its first element.
 
     Examples
     --------
-    >>> all_finite(np.ones(3)), all_finite(np.array([0.0, -np.inf]))
-    (True, False)
+    >>> out = np.array([1.0, np.inf, np.nan])
+    >>> find_flaws(out, [np.array([1.0, 2.0, np.nan])], 100)
+    Flaws(made=1, first=101, inherited=1)
     """
-    if values.size == 0:
-        return True
-    infinity = _INFINITY[str(values.dtype)]
-    width = values.dtype.itemsize
-    sign = 1 << (8 * width - 1)
-    signed = values.view(f"i{width}").max()
-    unsigned = values.view(f"u{width}").max()
-    return int(signed) < infinity and int(unsigned) < infinity + sign
+    # Imported when used, so that planning does not load the core.
+    from weightshare._core import integrity as _integrity
+
+    if not any(_integrity.count_nonfinite(out)):
+        return SOUND
+    with np.errstate(invalid="ignore"):
+        sound = np.ones(out.shape, dtype=bool)
+        for values in inputs:
+            sound &= np.isfinite(values)
+        bad = ~np.isfinite(out)
+    made = np.flatnonzero(bad & sound)
+    first = start + int(made[0]) if made.size else -1
+    return Flaws(made.size, first, int(np.count_nonzero(bad)) - made.size)
 
 
 class Findings:
-    """What is not finite in the output, tensor by tensor.
+    """What is said about the flaws of the tensors of one merge.
 
     Parameters
     ----------
-    policy : {"error", "warn", "allow"}
+    policy : {"error", "warn", "ignore"}
         What to do about NaN and infinity that come from finite inputs.
     """
 
     def __init__(self, policy: NanPolicy) -> None:
-        self.policy = policy
+        self._policy = policy
         self._warnings: list[str] = []
         self._untold = 0
-        self._made = 0
-        self._first = -1
-        self._inherited = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -106,52 +142,43 @@ class Findings:
             return tuple(self._warnings)
         return (*self._warnings, f"NaN or infinity: {self._untold} more lines like these")
 
-    def _warn(self, text: str) -> None:
-        if len(self._warnings) < _MOST_WARNINGS:
-            self._warnings.append(text)
-        else:
-            self._untold += 1
-
-    def look(self, out: Array, inputs: list[Array], start: int) -> None:
-        """Count what is not finite in one tile that starts at that flat index."""
-        if self.policy == "allow" or all_finite(out):
-            return
-        with np.errstate(invalid="ignore"):
-            sound = np.ones(out.shape, dtype=bool)
-            for values in inputs:
-                sound &= np.isfinite(values)
-            bad = ~np.isfinite(out)
-        made = np.flatnonzero(bad & sound)
-        self._inherited += int(np.count_nonzero(bad)) - made.size
-        if made.size and self._first < 0:
-            self._first = start + int(made[0])
-        self._made += made.size
-
-    def close(self, tensor: str, size: int) -> None:
-        """End one tensor: raise or note what was counted in it.
+    def check(self, tensor: str, size: int, flaws: Flaws) -> None:
+        """Refuse what the policy does not allow.
 
         Raises
         ------
         NonFiniteError
             Finite inputs gave something that is not finite and the policy is ``"error"``.
         """
-        made, first, inherited = self._made, self._first, self._inherited
-        self._made, self._first, self._inherited = 0, -1, 0
-        if inherited:
-            self._warn(
-                f"{tensor}: {inherited} of {size} elements are NaN or infinite in the inputs"
-            )
-        if not made:
-            return
-        message = (
-            f"{tensor}: {made} of {size} elements became NaN or infinite from finite inputs, the"
-            f" first at flat index {first}"
-        )
-        if self.policy == "error":
+        if flaws.made and self._policy == "error":
             raise NonFiniteError(
-                f"{message}; use a wider out_dtype or other weights, or allow it with nan='allow'",
+                f"{_made(tensor, size, flaws)}; use a wider out_dtype or other weights, or allow"
+                " it with nan='ignore'",
                 tensor=tensor,
-                count=made,
-                first=first,
+                count=flaws.made,
+                first=flaws.first,
             )
-        self._warn(message)
+
+    def tell(self, tensor: str, size: int, flaws: Flaws) -> None:
+        """Note the flaws of one tensor, unless they are to be ignored."""
+        if self._policy == "ignore":
+            return
+        if flaws.inherited:
+            self._warn(
+                f"{tensor}: {flaws.inherited} of {size} elements are NaN or infinite in the inputs"
+            )
+        if flaws.made:
+            self._warn(_made(tensor, size, flaws))
+
+    def _warn(self, text: str) -> None:
+        if len(self._warnings) < _MOST_WARNINGS:
+            self._warnings.append(text)
+        else:
+            self._untold += 1
+
+
+def _made(tensor: str, size: int, flaws: Flaws) -> str:
+    return (
+        f"{tensor}: {flaws.made} of {size} elements became NaN or infinite from finite inputs, the"
+        f" first at flat index {flaws.first}"
+    )

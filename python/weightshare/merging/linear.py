@@ -1,6 +1,8 @@
-"""Merge methods that are one weighted sum: linear, task arithmetic."""
+"""Merge methods that are one weighted sum: linear, task arithmetic, passthrough, EMA, SWA."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,9 +24,30 @@ def normalized(settings: Settings) -> list[float]:
 
 def check_weights(settings: Settings) -> str | None:
     """Return what is wrong with the weights, or None."""
-    weights = settings.of_models("weight")
     if not settings.shared["normalize"]:
         return None
+    return weights_problem(settings.of_models("weight"), "normalize")
+
+
+def weights_problem(weights: Sequence[float], switch: str) -> str | None:
+    """Return why weights cannot be divided by their sum, or None.
+
+    Parameters
+    ----------
+    weights : sequence of float
+        The weights.
+    switch : str
+        The parameter that asks for the division.
+
+    Returns
+    -------
+    str or None
+        A sentence that says what to change.
+
+    Examples
+    --------
+    >>> weights_problem([1.0, 2.0], "normalize")
+    """
     if not np.isfinite(sum(weights)):
         return (
             f"the sum of the weights {', '.join(f'{weight:g}' for weight in weights)} overflows, so"
@@ -34,11 +57,11 @@ def check_weights(settings: Settings) -> str | None:
         return None
     return (
         f"the weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero, so they cannot"
-        " be normalised; change a weight or set normalize: false"
+        f" be normalised; change a weight or set {switch}: false"
     )
 
 
-def mix_tile(tile: Tile, coefficients: list[float], base: Array | None) -> None:
+def mix_tile(tile: Tile, coefficients: Sequence[float], base: Array | None) -> None:
     """Write the sum of the models with these coefficients; deltas to a base when there is one."""
     # Imported when used, so that listing methods does not load the core.
     from weightshare._core import mixing as _mixing
@@ -56,6 +79,49 @@ def _combine_task_arithmetic(tile: Tile, _: object) -> None:
     mix_tile(tile, [strength * weight for weight in normalized(tile.settings)], tile.base)
 
 
+def _combine_passthrough(tile: Tile, _: object) -> None:
+    scale = tile.settings.per_model[0].get("scale")
+    model = tile.models[0]
+    if scale is None and model.dtype == tile.out.dtype:
+        tile.out.view(np.uint8)[...] = model.view(np.uint8)
+    else:
+        mix_tile(tile, [1.0 if scale is None else float(scale)], None)
+
+
+def ema_coefficients(decay: float, count: int) -> list[float]:
+    """Return the share of each of so many models in their running mean, in the order of time.
+
+    Parameters
+    ----------
+    decay : float
+        What stays of the mean when a model joins it.
+    count : int
+        Number of models, the first the oldest.
+
+    Returns
+    -------
+    list of float
+        Shares that sum to one.
+
+    Examples
+    --------
+    >>> ema_coefficients(0.5, 3)
+    [0.25, 0.25, 0.5]
+    """
+    shares = [1.0]
+    for _ in range(count - 1):
+        shares = [decay * share for share in shares] + [1.0 - decay]
+    return shares
+
+
+def _combine_ema(tile: Tile, _: object) -> None:
+    mix_tile(tile, ema_coefficients(float(tile.settings.shared["decay"]), len(tile.models)), None)
+
+
+def _combine_swa(tile: Tile, _: object) -> None:
+    mix_tile(tile, [1.0 / len(tile.models)] * len(tile.models), None)
+
+
 WEIGHT = Parameter("weight", "share of this model", per_model=True)
 
 LINEAR = Method(
@@ -68,6 +134,7 @@ LINEAR = Method(
     ),
     combine=_combine_linear,
     check=check_weights,
+    differs="weights that sum to zero are refused; mergekit divides by zero",
 )
 
 TASK_ARITHMETIC = Method(
@@ -84,4 +151,31 @@ TASK_ARITHMETIC = Method(
     base="required",
 )
 
-METHODS = (LINEAR, TASK_ARITHMETIC)
+PASSTHROUGH = Method(
+    name="passthrough",
+    summary="scale * x, or x itself bit for bit when there is no scale",
+    source="none; for stacking layers of models",
+    parameters=(
+        Parameter("scale", "what the tensor is multiplied with", per_model=True, optional=True),
+    ),
+    combine=_combine_passthrough,
+    max_models=1,
+)
+
+EMA = Method(
+    name="ema",
+    summary="y <- decay y + (1 - decay) x_i over the models in their order, from y = x_1",
+    source="Acceleration of stochastic approximation by averaging, Polyak & Juditsky 1992",
+    parameters=(Parameter("decay", "what stays of the mean at each model", low=0.0, high=1.0),),
+    combine=_combine_ema,
+)
+
+SWA = Method(
+    name="swa",
+    summary="mean of the models, such as checkpoints of one run",
+    source="Averaging weights leads to wider optima, Izmailov et al. 2018, arXiv:1803.05407",
+    parameters=(),
+    combine=_combine_swa,
+)
+
+METHODS = (LINEAR, TASK_ARITHMETIC, PASSTHROUGH, EMA, SWA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,9 @@ def merge(
     weights : sequence of n numbers, optional
         The ``weight`` of each model; None is 1 for each.
     method : str
-        ``"linear"`` or ``"task_arithmetic"``.
+        A name that `weightshare.methods` lists.
     base : array or mapping, optional
-        The base model, for the methods that need one.
+        The base model, for the methods that need or take one.
     seed : int
         Key of random numbers, for methods that draw some.
     threads : int, optional
@@ -64,7 +65,8 @@ def merge(
         not depend on it.
     **parameters : float, bool or sequence
         The method's parameters; a per-model one may be a sequence of n. ``lambda_`` stands for
-        ``lambda``, which Python reserves.
+        ``lambda``, which Python reserves. One that is a checkpoint in recipes, such as
+        ``fisher``, is a sequence of n arrays or mappings with the shapes of the models.
 
     Returns
     -------
@@ -89,23 +91,61 @@ def merge(
     >>> base = {"w": np.zeros(2)}
     >>> merge([{"w": np.ones(2)}], method="task_arithmetic", base=base, lambda_=0.5)
     {'w': array([0.5, 0.5])}
+    >>> merge([np.float32([0, 2])], method="slerp", base=np.float32([2, 0]), t=0.5)
+    array([1.4142135, 1.4142135], dtype=float32)
     """
     chosen = get_method(method)
-    given = [_as_model(model, f"models[{i}]") for i, model in enumerate(_as_sequence(models))]
-    anchor = None if base is None else _as_model(base, "base")
-    _check_models(chosen, given, anchor)
+    given, anchor = check_models(models, chosen, base)
     if chosen.base == "joins" and anchor is not None:
         given, anchor = [*given, anchor], None
-    settings = _settings(chosen, len(given), weights, parameters)
+    numbers = {name: value for name, value in parameters.items() if not _is_statistic(chosen, name)}
+    settings = _settings(chosen, len(given), weights, numbers)
+    statistics = _statistics(chosen, given, parameters)
     workers = resolve_threads(threads)
     every = given if anchor is None else [*given, anchor]
     merged: dict[str, Array] = {}
     for name in every[-1]:
         arrays = [model[name] for model in every]
-        merged[name] = _merge_tensor(
-            name, arrays, anchor is not None, chosen, settings, workers, seed
-        )
+        if any(array.dtype not in CODE_OF_DTYPE for array in arrays):
+            merged[name] = _copied(name, arrays)
+            continue
+        measured = [_statistic(label, held, name, arrays[0]) for label, held in statistics]
+        work = _Work(chosen, settings, anchor is not None, seed, workers)
+        merged[name] = work.merge_tensor(name, arrays, measured)
     return merged if isinstance(models[0], Mapping) else merged[""]
+
+
+def check_models(
+    models: Sequence[Model] | Array, method: Method, base: Model | None = None
+) -> tuple[list[dict[str, Array]], dict[str, Array] | None]:
+    """Return models and base as mappings of arrays that fit each other and the method.
+
+    Parameters
+    ----------
+    models, base
+        As for `merge`.
+    method : Method
+        What they are for.
+
+    Returns
+    -------
+    list of dict, and dict or None
+        The models and the base; an array is a model of one tensor without a name.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, ElementError, NamesError, ShapeError
+        As `merge` does.
+
+    Examples
+    --------
+    >>> check_models([np.ones(1)], get_method("linear"))
+    ([{'': array([1.])}], None)
+    """
+    given = [_as_model(model, f"models[{i}]") for i, model in enumerate(_as_sequence(models))]
+    anchor = None if base is None else _as_model(base, "base")
+    _check_models(method, given, anchor)
+    return given, anchor
 
 
 def _as_sequence(models: Sequence[Model] | Array) -> list[Model]:
@@ -182,6 +222,8 @@ def _settings(
     shared: dict[str, float] = {}
     per_model: list[dict[str, float]] = [{} for _ in range(count)]
     for parameter in method.parameters:
+        if parameter.kind == "checkpoint":
+            continue
         value = values.get(parameter.name, parameter.default)
         if value is None and parameter.required:
             raise ArgumentError(f"{parameter.name}: is missing, and {method.name} needs it")
@@ -195,7 +237,7 @@ def _settings(
     settings = Settings(shared, tuple(per_model))
     problem = method.check(settings)
     if problem is not None:
-        raise ArgumentError(f"weights: {problem}")
+        raise ArgumentError(f"{method.name}: {problem}")
     return settings
 
 
@@ -228,27 +270,76 @@ def _number(parameter: Parameter, value: Any) -> float:
     return number
 
 
-def _merge_tensor(
-    name: str,
-    arrays: list[Array],
-    has_base: bool,
-    method: Method,
-    settings: Settings,
-    threads: int,
-    seed: int,
-) -> Array:
-    codes = [CODE_OF_DTYPE.get(array.dtype) for array in arrays]
-    if None in codes:
-        return _copied(name, arrays)
-    known = [code for code in codes if code is not None]
-    out = np.empty(arrays[-1].shape, DTYPE_OF_CODE[known[-1] if has_base else promoted(known)])
-    flat = [array.reshape(-1) for array in arrays]
-    models, base = (flat[:-1], flat[-1]) if has_base else (flat, None)
-    if out.size:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    method: Method
+    settings: Settings
+    has_base: bool
+    seed: int
+    threads: int
+
+    def merge_tensor(self, name: str, arrays: list[Array], statistics: list[Array]) -> Array:
+        codes = [CODE_OF_DTYPE[array.dtype] for array in arrays]
+        code = codes[-1] if self.has_base else promoted(codes)
+        out = np.empty(arrays[-1].shape, DTYPE_OF_CODE[code])
+        if not out.size:
+            return out
+        flat = [array.reshape(-1) for array in arrays]
+        models, base = (flat[:-1], flat[-1]) if self.has_base else (flat, None)
         dtypes = tuple(array.dtype for array in arrays)
-        tensor = Tensor(name, out.shape, settings, seed, dtypes, has_base)
-        combine_whole(method, Tile(out.reshape(-1), models, base, tensor, 0, threads))
-    return out
+        tensor = Tensor(name, out.shape, self.settings, self.seed, dtypes, self.has_base)
+        measured = tuple(array.reshape(-1) for array in statistics)
+        whole = out.reshape(-1)
+        combine_whole(self.method, Tile(whole, models, base, tensor, 0, self.threads, measured))
+        return out
+
+
+def _is_statistic(method: Method, name: str) -> bool:
+    return any(known.name == name for known in method.statistics)
+
+
+def _statistics(
+    method: Method, models: list[dict[str, Array]], given: dict[str, Any]
+) -> list[tuple[str, dict[str, Array]]]:
+    """Return what each parameter that is a checkpoint holds of each model, model by model."""
+    columns = []
+    for parameter in method.statistics:
+        value = given.get(parameter.name)
+        if value is None:
+            if parameter.required:
+                raise ArgumentError(f"{parameter.name}: is missing, and {method.name} needs it")
+            continue
+        if isinstance(value, Mapping | str) or not hasattr(value, "__len__"):
+            raise ArgumentTypeError(
+                f"{parameter.name}: expected a sequence of {len(models)} arrays or mappings, one"
+                f" for each model, got {type(value).__name__}"
+            )
+        if len(value) != len(models):
+            raise ArgumentError(
+                f"{parameter.name}: expected {len(models)} values, one for each model, got"
+                f" {len(value)}"
+            )
+        labels = [f"{parameter.name}[{i}]" for i in range(len(models))]
+        columns.append(
+            [(label, _as_model(held, label)) for label, held in zip(labels, value, strict=True)]
+        )
+    return [entry for row in zip(*columns, strict=True) for entry in row]
+
+
+def _statistic(label: str, held: dict[str, Array], name: str, model: Array) -> Array:
+    if name not in held:
+        raise NamesError(f"{label}: lacks {name!r}; it must hold what the models hold")
+    found = held[name]
+    if found.shape != model.shape:
+        raise ShapeError(
+            f"{label}{[name] if name else ''}: expected shape {model.shape}, got {found.shape}"
+        )
+    if found.dtype not in CODE_OF_DTYPE:
+        raise ElementError(
+            f"{label}{[name] if name else ''}: expected float16, bfloat16, float32 or float64, got"
+            f" {found.dtype}; convert it with astype"
+        )
+    return found
 
 
 def _copied(name: str, arrays: list[Array]) -> Array:

@@ -1,23 +1,37 @@
-"""Reading, computing and writing at the same time, tile by tile."""
+"""Workers that each read, compute and write one tile after the other."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
+from weightshare._core.threads import resolve_threads
 from weightshare.errors import ArgumentError
+from weightshare.merging.ahead import ReadAhead
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
-from weightshare.merging.finite import Findings
-from weightshare.merging.method import Method, Tensor, Tile, combine_whole
-from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor
-from weightshare.merging.tiles import SLOTS, Stretch, batches, carve_batch
+from weightshare.merging.finite import SOUND, find_flaws
+from weightshare.merging.ledger import Done, Ledger
+from weightshare.merging.method import Method, Tensor, Tile, anywhere, combine_whole, no_survey
+from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor, Source
+from weightshare.merging.registry import get_method
+from weightshare.merging.schedule import Batch, Piece, Schedule, Stream
+from weightshare.merging.tiles import (
+    DEFAULT_MEMORY,
+    Room,
+    Stretch,
+    carve,
+    carve_batch,
+    divide_memory,
+)
 
 Progress = Callable[[int, int], object]
+# How often the caller's thread tells the progress and takes note of signals.
+_SECONDS_BETWEEN_TELLING = 0.05
 
 
 class Reader(Protocol):
@@ -26,17 +40,70 @@ class Reader(Protocol):
     def read_into(self, name: str, offset: int, buffer: Any, /) -> object:
         """Fill the buffer with the tensor's bytes from that offset on."""
 
+    def read_many(self, parts: Iterable[tuple[str, int, Any]], /) -> object:
+        """Fill several buffers, each from a tensor's bytes from an offset on."""
+
+    def will_need(self, name: str, offset: int, nbytes: int, /) -> object:
+        """Read so many of the tensor's bytes ahead of need, if that can be done."""
+
 
 class Writer(Protocol):
     """Where the output's tensors are written to."""
 
-    def write(self, name: str, offset: int, buffer: Any, /) -> object:
-        """Write the buffer at that byte offset of the tensor."""
+    def write_many(self, parts: Iterable[tuple[str, int, Any]], /) -> object:
+        """Write several buffers, each at a byte offset of a tensor."""
+
+
+def tensor_of(plan: MergePlan, number: int) -> Tensor:
+    """Return what a method knows of a tensor of a plan that is merged."""
+    planned = plan.tensors[number]
+    assert planned.settings is not None
+    read = planned.sources if planned.base is None else (*planned.sources, planned.base)
+    return Tensor(
+        name=planned.name,
+        shape=planned.shape,
+        settings=planned.settings,
+        seed=plan.seed,
+        dtypes=tuple(DTYPE_OF_CODE[source.dtype] for source in read),
+        has_base=planned.base is not None,
+    )
+
+
+def units_of(plan: MergePlan, method: Method) -> list[int]:
+    """Return for each tensor of a plan how many of its elements the method must see together."""
+    if method.unit is anywhere:
+        return [1] * len(plan.tensors)
+    return [
+        1 if tensor.action == "copy" or not tensor.size else method.unit(tensor_of(plan, number))
+        for number, tensor in enumerate(plan.tensors)
+    ]
+
+
+def divide(plan: MergePlan, method: Method, memory: int, threads: int) -> Room:
+    """Return the workers of a plan and their memory.
+
+    Raises
+    ------
+    OutputSpaceError
+        The budget is too small.
+    """
+    units = units_of(plan, method)
+    surveyed = method.survey is not no_survey
+    return divide_memory(plan.tensors, memory, threads, units=units, surveyed=surveyed)
+
+
+def memory_of(plan: MergePlan) -> tuple[int, int]:
+    """Return the peak of a plan at the default budget, and the least budget, in bytes."""
+    method = get_method(plan.method)
+    # Any budget that is large enough tells the floor.
+    floor = divide(plan, method, 1 << 62, 1).floor
+    room = divide(plan, method, max(DEFAULT_MEMORY, floor), resolve_threads(None))
+    return room.peak, floor
 
 
 @dataclass
 class Pipeline:
-    """One reader thread that reads ahead, one writer thread, and the core's own threads.
+    """Threads that each take a tile, read it, compute it and write it.
 
     Attributes
     ----------
@@ -48,21 +115,24 @@ class Pipeline:
         One for each of the plan's models.
     writer : Writer
         The output.
-    slot : int
-        Bytes of each tile in flight.
+    room : Room
+        How many workers, and their memory.
     threads : int
-        Threads of the core.
-    findings : Findings
-        Told of every tile of the output.
+        Threads of the core that each of them may use.
+    ledger : Ledger
+        What is done already; told of everything that is.
+    done : callable
+        Called by the workers with each list of `Done` once it is in the output's files.
     """
 
     plan: MergePlan
     method: Method
     inputs: Sequence[Reader]
     writer: Writer
-    slot: int
+    room: Room
     threads: int
-    findings: Findings
+    ledger: Ledger
+    done: Callable[[list[Done]], object]
 
     def run(self, progress: Progress | None) -> None:
         """Merge every tensor; the first error of any thread is raised here.
@@ -72,68 +142,131 @@ class Pipeline:
         progress : callable or None
             Called in this thread as ``progress(done, total)``, in bytes of output.
         """
-        slots = [np.empty(self.slot, dtype=np.uint8) for _ in range(SLOTS)]
-        written: list[Future[object] | None] = [None] * SLOTS
-        ahead: deque[tuple[list[Stretch], int, Future[list[list[Array]]]]] = deque()
-        done, total = 0, self.plan.nbytes
-        # The reader waits for writes, so it is the pool that has to end first.
-        with ThreadPoolExecutor(1) as writes, ThreadPoolExecutor(1) as reads:
+        workers = [
+            threading.Thread(target=self._work, name=f"merge-{number}", daemon=True)
+            for number in range(self.room.workers)
+        ]
+        told = -1
+        schedule = self._schedule
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(_SECONDS_BETWEEN_TELLING)
+                    if progress is not None and self.ledger.nbytes != told:
+                        told = self.ledger.nbytes
+                        progress(told, self.plan.nbytes)
+        except BaseException as error:
+            schedule.stop(error)
+            raise
+        finally:
+            for worker in workers:
+                if worker.ident is not None:
+                    worker.join()
+        if schedule.error is not None:
+            raise schedule.error
+        if progress is not None and told != self.plan.nbytes:
+            progress(self.ledger.nbytes, self.plan.nbytes)
 
-            def finish_first() -> None:
-                nonlocal done
-                batch, place, future = ahead.popleft()
-                outs = [self._compute(*pair) for pair in zip(batch, future.result(), strict=True)]
-                written[place] = writes.submit(self._write, batch, outs)
-                done += sum(out.nbytes for out in outs)
-                if progress is not None:
-                    progress(done, total)
+    @cached_property
+    def _schedule(self) -> Schedule:
+        units = units_of(self.plan, self.method)
+        return Schedule(self.plan, self.method, self.room, units, self.ledger, self._tensor_of)
 
-            for number, batch in enumerate(batches(self.plan.tensors, self.slot)):
-                place = number % SLOTS
-                future = reads.submit(self._read, batch, slots[place], written[place])
-                ahead.append((batch, place, future))
-                if len(ahead) == SLOTS - 1:
-                    finish_first()
-            while ahead:
-                finish_first()
-            for write in written:
-                if write is not None:
-                    write.result()
+    @cached_property
+    def _ahead(self) -> ReadAhead:
+        return ReadAhead(self.plan, self.inputs)
 
-    def _read(
-        self, batch: list[Stretch], slot: Array, last: Future[object] | None
-    ) -> list[list[Array]]:
-        if last is not None:
-            last.result()  # the slot is free once the batch before it is written
+    def _tensor_of(self, number: int) -> Tensor:
+        return tensor_of(self.plan, number)
+
+    def _work(self) -> None:
+        try:
+            slot = np.empty(self.room.slot, dtype=np.uint8)
+            while (work := self._schedule.take()) is not None:
+                if isinstance(work, Batch):
+                    self._ahead.reached(work.stretches[-1])
+                    self._do_batch(work.stretches, slot)
+                else:
+                    self._ahead.reached(work.stretch)
+                    self._schedule.end(work, self._do_piece(work, slot))
+        except BaseException as error:
+            self._schedule.stop(error)
+
+    def _do_batch(self, batch: list[Stretch], slot: Array) -> None:
+        tensors = [self.plan.tensors[stretch.tensor] for stretch in batch]
         buffers = list(carve_batch(slot, self.plan.tensors, batch))
-        for stretch, parts in zip(batch, buffers, strict=True):
-            reads = self.plan.tensors[stretch.tensor].reads
-            for source, part in zip(reads, parts, strict=False):
-                offset = stretch.start * WIDTH_OF_CODE[source.dtype]
-                self.inputs[source.model].read_into(source.name, offset, part)
-        return buffers
+        parts: list[tuple[Source, int, int, Array]] = []
+        for tensor, buffer in zip(tensors, buffers, strict=True):
+            reads = zip(tensor.reads, buffer, strict=False)
+            parts += [(source, 0, tensor.size, part) for source, part in reads]
+        self._read(parts, None)
+        outs = []
+        for stretch, tensor, buffer in zip(batch, tensors, buffers, strict=True):
+            if tensor.action == "copy":
+                self._check_equal(tensor, buffer)
+                outs.append((stretch, buffer[0], SOUND))
+                continue
+            tile = self._tile(tensor, tensor_of(self.plan, stretch.tensor), 0, buffer)
+            combine_whole(self.method, tile)
+            flaws = find_flaws(tile.out, (*tile.inputs, *tile.statistics), 0)
+            outs.append((stretch, buffer[-1], flaws))
+        self._write(outs)
 
-    def _write(self, batch: list[Stretch], outs: list[Array]) -> None:
-        for stretch, out in zip(batch, outs, strict=True):
-            tensor = self.plan.tensors[stretch.tensor]
-            self.writer.write(tensor.name, stretch.start * WIDTH_OF_CODE[tensor.dtype], out)
-
-    def _compute(self, stretch: Stretch, parts: list[Array]) -> Array:
+    def _do_piece(self, piece: Piece, slot: Array) -> Any:
+        stretch, stream = piece.stretch, piece.stream
         tensor = self.plan.tensors[stretch.tensor]
-        if tensor.action == "copy":
-            self._check_equal(tensor, parts)
-            return parts[0]
-        tile = self._tile(tensor, stretch, parts)
-        combine_whole(self.method, tile)
-        self.findings.look(tile.out, tile.inputs, stretch.start)
-        if stretch.start + stretch.count == tensor.size:
-            self.findings.close(tensor.name, tensor.size)
-        return parts[-1]
+        buffer = carve(slot, tensor.widths, stretch.count)
+        reads = zip(tensor.reads, buffer, strict=False)
+        self._read([(s, stretch.start, stretch.count, part) for s, part in reads], stream)
+        if stream.tensor is None:
+            self._check_equal(tensor, buffer)
+            self._write([(stretch, buffer[0], SOUND)])
+            return None
+        tile = self._tile(tensor, stream.tensor, stretch.start, buffer, piece.look is not None)
+        if piece.look is not None:
+            return piece.look.look(tile)
+        self.method.combine(tile, stream.found)
+        flaws = find_flaws(tile.out, (*tile.inputs, *tile.statistics), stretch.start)
+        self._write([(stretch, buffer[-1], flaws)])
+        return None
+
+    def _read(self, parts: list[tuple[Source, int, int, Array]], stream: Stream | None) -> None:
+        plain: dict[int, list[tuple[str, int, Array]]] = {}
+        for place, (source, start, count, part) in enumerate(parts):
+            if source.view is None:
+                offset = start * WIDTH_OF_CODE[source.dtype]
+                plain.setdefault(source.model, []).append((source.name, offset, part))
+            elif stream is None:
+                source.view.open(self.inputs).read_into(start, count, part)
+            else:
+                with stream.lock:
+                    if place not in stream.views:
+                        stream.views[place] = source.view.open(self.inputs)
+                stream.views[place].read_into(start, count, part)
+        for model, wanted in plain.items():
+            self.inputs[model].read_many(wanted)
+
+    def _write(self, outs: list[tuple[Stretch, Array, Any]]) -> None:
+        from weightshare._core import integrity as _integrity
+
+        parts, done = [], []
+        for stretch, out, flaws in outs:
+            tensor = self.plan.tensors[stretch.tensor]
+            offset = stretch.start * WIDTH_OF_CODE[tensor.dtype]
+            low, high = _integrity.digest(out, offset)
+            parts.append((tensor.name, offset, out))
+            checksum = low | high << 64
+            done.append(Done(stretch.tensor, stretch.start, stretch.count, checksum, flaws))
+        self.writer.write_many(parts)
+        self.done(done)
+        self.ledger.enter(done)
 
     def _check_equal(self, tensor: PlannedTensor, parts: list[Array]) -> None:
         # Every byte but 0 is true, so equal booleans may have different bytes.
         seen = [part != 0 for part in parts] if tensor.dtype == "BOOL" else parts
-        for source, other in zip(tensor.sources[1:], seen[1:], strict=True):
+        for source, other in zip(tensor.sources[1:], seen[1:], strict=False):
             if not np.array_equal(seen[0], other):
                 labels = [
                     self.plan.models[i].label for i in (tensor.sources[0].model, source.model)
@@ -144,20 +277,23 @@ class Pipeline:
                     " leave them out"
                 )
 
-    def _tile(self, tensor: PlannedTensor, stretch: Stretch, parts: list[Array]) -> Tile:
-        assert tensor.settings is not None
-        codes = [source.dtype for source in tensor.reads] + [tensor.dtype]
+    def _tile(
+        self,
+        planned: PlannedTensor,
+        tensor: Tensor,
+        start: int,
+        parts: list[Array],
+        is_survey: bool = False,
+    ) -> Tile:
+        codes = [source.dtype for source in planned.reads] + [planned.dtype]
         views = [part.view(DTYPE_OF_CODE[code]) for part, code in zip(parts, codes, strict=True)]
-        count = len(tensor.sources)
-        dtypes = tuple(view.dtype for view in views[: count + (tensor.base is not None)])
+        count, base = len(planned.sources), planned.base is not None
         return Tile(
-            out=views[-1],
+            out=views[-1][:0] if is_survey else views[-1],
             models=views[:count],
-            base=views[count] if tensor.base is not None else None,
-            tensor=Tensor(
-                *(tensor.name, tensor.shape, tensor.settings, self.plan.seed, dtypes),
-                has_base=tensor.base is not None,
-            ),
-            start=stretch.start,
+            base=views[count] if base else None,
+            tensor=tensor,
+            start=start,
             threads=self.threads,
+            statistics=tuple(views[count + base : -1]),
         )

@@ -6,20 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Literal
 
 from weightshare.merging.elements import DTYPE_OF_CODE
 from weightshare.merging.method import Settings
 from weightshare.merging.sizes import format_bytes
-from weightshare.merging.tiles import peak_memory
 from weightshare.merging.views import View
 
 # Width in bytes of the elements that are copied and not computed with.
 _COPIED_WIDTH = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4}
 _COPIED_WIDTH |= {"U64": 8, "I64": 8}
 WIDTH_OF_CODE = {code: dtype.itemsize for code, dtype in DTYPE_OF_CODE.items()} | _COPIED_WIDTH
-_ROWS_SHOWN = 100
+_ROWS_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,11 @@ class PlannedTensor:
         return math.prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one element of the output."""
+        return WIDTH_OF_CODE[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the output."""
         return self.size * WIDTH_OF_CODE[self.dtype]
@@ -98,6 +103,19 @@ class PlannedTensor:
         """Everything that is read for it: the models, the base, the statistics."""
         base = () if self.base is None else (self.base,)
         return (*self.sources, *base, *self.statistics)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, such as ``"0, 1: layers.3.w, base 2"``: places of models in the
+        plan, with the tensor's name there where it is another.
+        """
+        told = [
+            f"{source.model}" if source.name == self.name else f"{source.model}: {source.name}"
+            for source in (*self.sources, *(() if self.base is None else (self.base,)))
+        ]
+        if self.base is not None:
+            told[-1] = f"base {told[-1]}"
+        return ", ".join(told)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -143,6 +161,11 @@ class MergePlan:
         Key of random numbers, for methods that draw some.
     warnings : tuple of str
         What is allowed, and probably not meant.
+    texts : tuple of (str, bytes)
+        Small files that are written anew, such as a merged tokenizer: names and contents.
+    stages : tuple of (str, MergePlan)
+        Merges that come first, by name, in their order; models of the plan that are made by one
+        have its name as their path, and no files.
 
     Examples
     --------
@@ -163,6 +186,8 @@ class MergePlan:
     card: bool = True
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    texts: tuple[tuple[str, bytes], ...] = ()
+    stages: tuple[tuple[str, MergePlan], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -182,12 +207,27 @@ class MergePlan:
     def disk_bytes(self) -> int:
         """Bytes that the output takes on disk: weights, copied files and the configuration."""
         small = sum(copy.nbytes for copy in self.copies) + len(self.config or "")
+        small += sum(len(content) for _, content in self.texts)
         return self.nbytes + small
 
     @property
     def peak_memory(self) -> int:
         """Bytes of memory of the whole process at the default budget."""
-        return peak_memory(self.tensors)
+        return self._memory[0]
+
+    @property
+    def memory_floor(self) -> int:
+        """The smallest budget of memory with which the merge can be done, in bytes."""
+        return self._memory[1]
+
+    @cached_property
+    def _memory(self) -> tuple[int, int]:
+        # Imported here, because it is the pipeline that divides the memory of a plan.
+        from weightshare.merging.pipeline import memory_of
+
+        stages = [stage._memory for _, stage in self.stages]
+        peaks, floors = zip(memory_of(self), *stages, strict=True)
+        return max(peaks), max(floors)
 
     @property
     def parameters(self) -> int:
@@ -248,9 +288,11 @@ class MergePlan:
             "write_bytes": self.nbytes,
             "disk_bytes": self.disk_bytes,
             "peak_memory_bytes": self.peak_memory,
+            "least_memory_bytes": self.memory_floor,
             "shards": dict(self.shards),
-            "files": [copy.name for copy in self.copies],
+            "files": [*(copy.name for copy in self.copies), *(name for name, _ in self.texts)],
             "warnings": list(self.warnings),
+            "stages": {name: stage.to_json() for name, stage in self.stages},
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -264,11 +306,18 @@ class MergePlan:
             ("dtypes", ", ".join(f"{code} x {n}" for code, n in self.dtypes.items())),
             ("reads", format_bytes(self.read_bytes)),
             ("writes", f"{format_bytes(self.disk_bytes)} in {_plural(len(self.shards), 'shard')}"),
-            ("memory", f"at most {format_bytes(self.peak_memory)}"),
+            ("memory", self._memory_text()),
         ]
-        if self.copies:
-            facts.append(("files", ", ".join(copy.name for copy in self.copies)))
+        files = [*(copy.name for copy in self.copies), *(name for name, _ in self.texts)]
+        if files:
+            facts.append(("files", ", ".join(sorted(files))))
+        if self.stages:
+            facts.append(("first", ", ".join(name for name, _ in self.stages)))
         return facts
+
+    def _memory_text(self) -> str:
+        at_least = format_bytes(self.memory_floor)
+        return f"at most {format_bytes(self.peak_memory)}, at least {at_least}"
 
     def __repr__(self) -> str:
         lines = [f"  {title:<11}{fact}" for title, fact in self.summary()]
@@ -277,21 +326,27 @@ class MergePlan:
 
     def _repr_html_(self) -> str:
         facts = "".join(
-            f"<tr><th>{escape(title)}</th><td colspan='3'>{escape(fact[:2000])}</td></tr>"
+            f"<tr><th>{escape(title)}</th><td colspan='4'>{escape(fact[:500])}</td></tr>"
             for title, fact in self.summary()
         )
         rows = "".join(
-            f"<tr><td>{escape(tensor.name[:200])}</td><td>{escape(tensor.dtype)}</td>"
-            f"<td>{tensor.shape}</td><td>{tensor.action}</td></tr>"
+            f"<tr><td>{escape(tensor.name[:60])}</td><td>{escape(tensor.dtype)}</td>"
+            f"<td>{str(list(tensor.shape))[:60]}</td><td>{tensor.action}</td>"
+            f"<td>{escape(tensor.origin[:50])}</td></tr>"
             for tensor in self.tensors[:_ROWS_SHOWN]
         )
         rest = len(self.tensors) - _ROWS_SHOWN
-        more = f"<tr><td colspan='4'>and {rest} more</td></tr>" if rest > 0 else ""
+        more = f"<tr><td colspan='5'>and {rest} more</td></tr>" if rest > 0 else ""
         return f"<table>{facts}{rows}{more}</table>"
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _source_json(source: Source) -> dict[str, object]:
+    row: dict[str, object] = {"model": source.model, "name": source.name}
+    return row if source.view is None else row | {"view": source.view.to_json()}
 
 
 def _tensor_json(tensor: PlannedTensor) -> dict[str, object]:
@@ -302,6 +357,7 @@ def _tensor_json(tensor: PlannedTensor) -> dict[str, object]:
         "action": tensor.action,
         "models": [source.model for source in tensor.sources],
         "base": None if tensor.base is None else tensor.base.model,
+        "reads": [_source_json(source) for source in tensor.reads],
     }
     if tensor.settings is not None:
         row["parameters"] = dict(tensor.settings.shared)

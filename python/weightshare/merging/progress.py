@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @contextlib.contextmanager
 def progress_callback(
-    progress: Callable[[int, int], object] | bool | None,
+    progress: Callable[[int, int], object] | bool | None, done: str = "written"
 ) -> Iterator[Callable[[int, int], object] | None]:
     """Yield the callable that a merge tells its progress.
 
@@ -22,6 +22,8 @@ def progress_callback(
     ----------
     progress : callable, bool or None
         A callable is taken as it is, True is a display on stderr, False and None are silence.
+    done : str
+        What the bytes told are, such as ``"written"``.
 
     Examples
     --------
@@ -37,7 +39,7 @@ def progress_callback(
         with _bar() as callback:
             yield callback
     else:
-        yield _Lines()
+        yield _Lines(done)
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def _bar() -> Iterator[Callable[[int, int], object]]:
 
 
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, done: str) -> None:
+        self._done = done
         self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
 
     def __call__(self, done: int, total: int) -> None:
@@ -63,4 +66,4 @@ class _Lines:
             return
         self._next += _SECONDS_BETWEEN_LINES
         part = f"{format_bytes(done)} of {format_bytes(total)}"
-        print(f"weightshare: {part} written", file=sys.stderr, flush=True)
+        print(f"weightshare: {part} {self._done}", file=sys.stderr, flush=True)

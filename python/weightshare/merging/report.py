@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from html import escape
 
 from weightshare.merging.sizes import format_bytes
@@ -29,7 +30,11 @@ class MergeReport:
     files : tuple of str
         Names of the files written.
     warnings : tuple of str
-        Of the plan, and about NaN and infinity.
+        Of the plan, about NaN and infinity, and why an interrupted merge was begun anew.
+    bytes_reused : int
+        Bytes of the output that an interrupted merge had written already.
+    nonfinite : mapping of str to int
+        How many elements are NaN or infinite, of each tensor that has any.
 
     Examples
     --------
@@ -54,6 +59,8 @@ class MergeReport:
     peak_memory: int
     files: tuple[str, ...]
     warnings: tuple[str, ...]
+    bytes_reused: int = 0
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return the report as plain lists, mappings, numbers and text; sizes are in bytes."""
@@ -63,7 +70,7 @@ class MergeReport:
     def summary(self) -> list[tuple[str, str]]:
         """Return the main facts as pairs of a title and a sentence."""
         files = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
-        return [
+        facts = [
             ("out", self.out),
             ("tensors", f"{self.merged} merged, {self.copied} copied by {self.method}"),
             ("read", format_bytes(self.bytes_read)),
@@ -71,6 +78,13 @@ class MergeReport:
             ("time", f"{self.seconds:.3g} s"),
             ("memory", f"{format_bytes(self.peak_memory)} at most"),
         ]
+        if self.bytes_reused:
+            reused = f"{format_bytes(self.bytes_reused)} were written by an earlier run"
+            facts.append(("resumed", reused))
+        if self.nonfinite:
+            count = f"{sum(self.nonfinite.values())} elements of {len(self.nonfinite)} tensors"
+            facts.append(("NaN", f"{count} are NaN or infinite"))
+        return facts
 
     def __repr__(self) -> str:
         lines = [f"  {title:<9}{fact}" for title, fact in self.summary()]

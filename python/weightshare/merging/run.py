@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weightshare._core.threads import resolve_threads
-from weightshare.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from weightshare.checkpoint import Checkpoint, open_checkpoint
 from weightshare.checkpoint.locate import path_text
 from weightshare.checkpoint.output_file import remove_dead_partials
 from weightshare.errors import CheckpointChangedError, OutputExistsError
@@ -22,24 +22,25 @@ from weightshare.merging.files import (
     locked_folder,
     output_error,
     require_empty,
-    require_space,
 )
-from weightshare.merging.finite import Findings, check_policy
-from weightshare.merging.leftovers import stale_files, strangers
-from weightshare.merging.pipeline import Pipeline, Progress
-from weightshare.merging.plan import MergePlan, PlannedModel
+from weightshare.merging.finite import check_policy
+from weightshare.merging.leftovers import PROVENANCE_NAME, stale_files, strangers
+from weightshare.merging.pipeline import Pipeline, Progress, divide
+from weightshare.merging.plan import MergePlan, PlannedModel, Source
 from weightshare.merging.progress import progress_callback
+from weightshare.merging.recovery import Workplace
 from weightshare.merging.registry import get_method
 from weightshare.merging.report import MergeReport
 from weightshare.merging.sizes import parse_bytes
 from weightshare.merging.staging import StagedFiles, settle
-from weightshare.merging.tiles import slot_bytes
+from weightshare.merging.work import Work
 
 
 def run_plan(
     plan: MergePlan,
     out: str | os.PathLike[str],
     *,
+    resume: bool = True,
     overwrite: bool = False,
     memory: int | str = "512MB",
     threads: int | None = None,
@@ -50,7 +51,9 @@ def run_plan(
 
     The weights appear complete or not at all, and their bytes do not depend on `memory` or
     `threads`. The small files beside them get their names in the few renames before the weights
-    get theirs; a run that is killed just there is taken back by the next one.
+    get theirs; a run that is killed just there is taken back by the next one. What an interrupted
+    run has written stays in hidden files of the output folder, and the next run of an equal plan
+    on unchanged files goes on from there.
 
     Parameters
     ----------
@@ -58,17 +61,20 @@ def run_plan(
         From `weightshare.plan_merge`.
     out : path
         A folder; or, when it ends in ``.safetensors``, one file that holds only the weights.
+    resume : bool
+        Whether an interrupted merge is gone on with; else what it left is removed.
     overwrite : bool
         Whether an output that exists is replaced, once the new one is complete.
     memory : int or str
         Budget of the whole process, in bytes or as text; arrays that the caller holds are not
         counted.
     threads : int, optional
-        Threads of the core; None means ``OMP_NUM_THREADS``, else the cores of this process.
+        Tiles that are worked on at the same time; None means ``OMP_NUM_THREADS``, else the cores
+        of this process. There are fewer when the memory does not hold so many.
     progress : callable or True, optional
         ``progress(done, total)`` in bytes of output; True is a bar on stderr.
-    nan : {"error", "warn", "allow"}
-        What to do when finite weights give NaN or infinity.
+    nan : {"error", "warn", "ignore"}
+        What to do when finite weights give NaN or infinity. ``"allow"`` is ``"ignore"``.
 
     Returns
     -------
@@ -91,24 +97,31 @@ def run_plan(
         `out`, `memory`, `threads` or `nan` is not what it should be.
     """
     began = time.monotonic()
-    findings = Findings(check_policy(nan))
-    slot = slot_bytes(plan.tensors, parse_bytes(memory, "memory"))
+    policy = check_policy(nan)
+    count = resolve_threads(threads)
+    method = get_method(plan.method)
+    room = divide(plan, method, parse_bytes(memory, "memory"), count)
     target = Path(path_text(out, "out"))
     with locked_output(target, overwrite) as folder, contextlib.ExitStack() as opened:
-        require_space(folder, plan.disk_bytes)
         inputs = [opened.enter_context(_reopened(model)) for model in plan.models]
         _check_headers(plan, inputs)
         staged = _stage(plan, folder) if folder == target else StagedFiles(folder)
         opened.callback(staged.discard)
-        writer = opened.enter_context(_writer(plan, target, overwrite))
-        workers = resolve_threads(threads)
-        method = get_method(plan.method)
-        pipeline = Pipeline(plan, method, inputs, writer, slot, workers, findings)
+        work = Work(plan, target, [checkpoint.identities for checkpoint in inputs])
+        opened.enter_context(work.opened(policy, resume=resume, overwrite=overwrite))
+        pipeline = Pipeline(
+            *(plan, method, inputs, work.writer, room),
+            threads=max(1, count // room.workers),
+            ledger=work.ledger,
+            done=work.enter,
+        )
         with progress_callback(progress) as callback:
             pipeline.run(callback)
-        writer.finish()
+        if folder == target:
+            staged.add(PROVENANCE_NAME, work.provenance(staged.checksums).encode("utf-8"))
+        work.finish()
         with staged.published(stale_files(folder, staged.names) if folder == target else ()):
-            files = (*(os.path.basename(path) for path in writer.commit()), *staged.names)
+            files = (*map(os.path.basename, work.commit()), *staged.names)
         stay = strangers(folder, files) if folder == target else ()
     return MergeReport(
         out=str(out),
@@ -120,7 +133,9 @@ def run_plan(
         seconds=time.monotonic() - began,
         peak_memory=resident_peak(),
         files=files,
-        warnings=(*plan.warnings, *findings.warnings, *stay),
+        warnings=(*plan.warnings, *work.warnings, *stay),
+        bytes_reused=work.reused,
+        nonfinite=work.ledger.nonfinite,
     )
 
 
@@ -153,12 +168,13 @@ def locked_output(target: Path, overwrite: bool) -> Iterator[Path]:
                 raise output_error(error, target) from error
             raise
     with locked_folder(folder, name):
+        if not single:
+            _clear_up(folder)
+        Workplace(folder, target.name if single else None).take_back()
         if single and os.path.lexists(target) and not overwrite:
             raise OutputExistsError(
                 f"{target}: exists; choose another or allow it with overwrite (--overwrite)"
             )
-        if not single:
-            _clear_up(folder)
         if not single and not overwrite:
             require_empty(folder)
         yield folder
@@ -187,14 +203,31 @@ def _reopened(model: PlannedModel) -> Checkpoint:
 def _check_headers(plan: MergePlan, inputs: list[Checkpoint]) -> None:
     for tensor in plan.tensors:
         for source in tensor.reads:
-            found = inputs[source.model].info(source.name)
-            if (found.dtype, tuple(found.shape)) != (source.dtype, tensor.shape):
-                raise CheckpointChangedError(
-                    f"{found.file}: {source.name} is {found.dtype} {tuple(found.shape)}, was"
-                    f" {source.dtype} {tensor.shape} when the merge was planned; plan again",
-                    path=found.file,
-                    tensor=source.name,
-                )
+            if source.view is None:
+                _check_source(source, inputs, tensor.shape)
+                continue
+            for part in source.view.reads:
+                _check_source(part, inputs, None)
+
+
+def _check_source(source: Source, inputs: list[Checkpoint], shape: tuple[int, ...] | None) -> None:
+    """Compare a tensor with the plan; of the parts of a view the plan holds no shapes."""
+    try:
+        found = inputs[source.model].info(source.name)
+    except KeyError:
+        path = inputs[source.model].path
+        raise CheckpointChangedError(
+            f"{path}: {source.name} is gone, was there when the merge was planned; plan again",
+            path=path,
+            tensor=source.name,
+        ) from None
+    if found.dtype != source.dtype or (shape is not None and found.shape != shape):
+        raise CheckpointChangedError(
+            f"{found.file}: {source.name} is {found.dtype} {tuple(found.shape)}, was"
+            f" {source.dtype} {shape} when the merge was planned; plan again",
+            path=found.file,
+            tensor=source.name,
+        )
 
 
 def _stage(plan: MergePlan, folder: Path) -> StagedFiles:
@@ -202,18 +235,12 @@ def _stage(plan: MergePlan, folder: Path) -> StagedFiles:
     try:
         for copy in plan.copies:
             staged.add_copy(copy.name, copy.source)
-        for name, text in companion_texts(plan).items():
-            staged.add(name, text.encode("utf-8"))
+        for name, content in companion_texts(plan).items():
+            staged.add(name, content)
     except BaseException:
         staged.discard()
         raise
     return staged
-
-
-def _writer(plan: MergePlan, target: Path, overwrite: bool) -> CheckpointWriter:
-    specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors]
-    limit = None if target.suffix == ".safetensors" else plan.max_shard_bytes
-    return CheckpointWriter(target, specs, max_shard_size=limit, overwrite=overwrite)
 
 
 def resident_peak() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -35,12 +36,15 @@ class StagedFiles:
     ----------
     names : list of str
         Of all files that were added.
+    checksums : dict of str to str
+        The SHA-256 of each.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._staged: dict[str, Path] = {}
         self.names: list[str] = []
+        self.checksums: dict[str, str] = {}
 
     def add(self, name: str, content: bytes) -> None:
         """Write one file, durable but not yet under its name."""
@@ -59,15 +63,18 @@ class StagedFiles:
     def _write(self, name: str, pieces: Iterable[bytes]) -> None:
         partial = self._folder / partial_name(name)
         self._staged[name] = partial
+        digest = hashlib.sha256()
         try:
             with open(partial, "xb") as file:
                 for piece in pieces:
                     file.write(piece)
+                    digest.update(piece)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise output_error(error, self._folder / name) from error
         self.names.append(name)
+        self.checksums[name] = digest.hexdigest()
 
     @contextlib.contextmanager
     def published(self, stale: Iterable[str] = ()) -> Iterator[None]:

@@ -18,14 +18,17 @@ DEFAULT_MEMORY = 512_000_000
 PROCESS_BYTES = 144_000_000
 # What headers, plan and records take: for each tensor, each tensor read, each letter of a name.
 _TENSOR_BYTES, _READ_BYTES, _LETTER_BYTES = 1300, 700, 7
-# Tiles in flight: one is read ahead, one is computed, one is written.
-SLOTS = 3
 # Larger tiles leave the processor's cache between reading, computing and writing.
-_LARGEST_SLOT = 5_000_000
+_LARGEST_TILE = 5_000_000
+# A tensor that is looked at several times is read only once if it fits so large a slot.
+_LARGEST_SLOT = 64_000_000
 # Small tensors share a slot up to this size: a task for each would cost more than its work.
 _SHARED_SLOT = 1_000_000
 _MOST_SHARING = 256
 _ALIGNMENT = 64
+
+# Elements of each tensor of a plan from which stretches are cut: they begin at its multiples.
+Units = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,43 @@ class Stretch:
     count: int
 
 
-def slot_bytes(tensors: Sequence[PlannedTensor], memory: int) -> int:
-    """Return how large the buffer of one tile in flight may be.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How the memory of a merge is divided.
+
+    Attributes
+    ----------
+    workers : int
+        Threads that each have a slot.
+    slot : int
+        Bytes of the buffers of one worker.
+    tile : int
+        Bytes of the buffers of one tile of a tensor that does not fit the slot.
+    whole : int
+        Bytes up to which a tensor is one tile.
+    peak : int
+        Bytes of the whole process.
+    floor : int
+        The least budget with which it could be done.
+    """
+
+    workers: int
+    slot: int
+    tile: int
+    whole: int
+    peak: int
+    floor: int
+
+
+def divide_memory(
+    tensors: Sequence[PlannedTensor],
+    memory: int,
+    workers: int,
+    *,
+    units: Units | None = None,
+    surveyed: bool = False,
+) -> Room:
+    """Return how many workers there are and how large their buffers may be.
 
     Parameters
     ----------
@@ -46,37 +84,47 @@ def slot_bytes(tensors: Sequence[PlannedTensor], memory: int) -> int:
         All tensors of the plan.
     memory : int
         Budget of the whole process, in bytes.
-
-    Returns
-    -------
-    int
-        Bytes of each of the ``SLOTS`` buffers.
+    workers : int
+        The most workers; there are fewer rather than too little memory.
+    units : sequence of int, optional
+        For each tensor the elements that must be seen together; None is 1 for each.
+    surveyed : bool
+        Whether tensors are looked at several times.
 
     Raises
     ------
     OutputSpaceError
-        The budget does not even hold the process.
+        The budget does not hold the process and the largest unit.
     """
-    floor = max((_space(tensor, 1) for tensor in tensors), default=0)
+    units = units or [1] * len(tensors)
+    least = max(map(_unit_space, tensors, units), default=_ALIGNMENT)
     spaces = [_space(tensor, tensor.size) for tensor in tensors]
-    wanted = max(max(spaces, default=0), min(sum(spaces), _SHARED_SLOT))
+    wanted = max(max(spaces, default=0), min(sum(spaces), _SHARED_SLOT), least)
+    held = max((held_bytes(tensor) for tensor in tensors), default=0)
     process = _process_bytes(tensors)
-    room = (memory - process) // SLOTS
-    if room < floor:
-        needed = process + SLOTS * max(floor, _ALIGNMENT)
+    floor = process + least + held
+    workers = min(workers, (memory - process) // (least + held))
+    if workers < 1:
         raise OutputSpaceError(
-            f"memory: this merge needs at least {format_bytes(needed)}, the budget is"
+            f"memory: this merge needs at least {format_bytes(floor)}, the budget is"
             f" {format_bytes(memory)}; raise memory"
         )
-    return min(room, max(floor, _LARGEST_SLOT), wanted)
+    room = (memory - process) // workers - held
+    tile = min(room, max(least, _LARGEST_TILE))
+    whole = min(room, max(least, _LARGEST_SLOT)) if surveyed else tile
+    fitting = max((space for space in spaces if space <= whole), default=0)
+    slot = min(whole, wanted, max(tile, fitting))
+    peak = process + workers * (slot + held)
+    return Room(workers, slot, min(tile, slot), slot, peak, floor)
 
 
-def peak_memory(tensors: Sequence[PlannedTensor], memory: int = DEFAULT_MEMORY) -> int:
-    """Return the bytes that a merge of these tensors takes, the process included."""
-    process = _process_bytes(tensors)
-    # A plan that the budget does not hold can still say what it would take.
-    least = process + SLOTS * max((_space(tensor, 1) for tensor in tensors), default=0)
-    return process + SLOTS * slot_bytes(tensors, max(memory, least))
+def held_bytes(tensor: PlannedTensor) -> int:
+    """Return the bytes that the open views of a tensor keep in memory."""
+    return sum(source.view.held_bytes for source in tensor.reads if source.view is not None)
+
+
+def _unit_space(tensor: PlannedTensor, unit: int) -> int:
+    return _space(tensor, min(tensor.size, unit))
 
 
 def _process_bytes(tensors: Sequence[PlannedTensor]) -> int:
@@ -86,27 +134,71 @@ def _process_bytes(tensors: Sequence[PlannedTensor]) -> int:
     return PROCESS_BYTES + held
 
 
-def stretches(tensors: Sequence[PlannedTensor], slot: int) -> Iterator[Stretch]:
-    """Cut every tensor into stretches whose tile fits a slot of that many bytes."""
-    for number, tensor in enumerate(tensors):
-        most = max(1, (slot - _padding(tensor)) // sum(tensor.widths))
-        if tensor.size == 0:
-            continue
-        for start in range(0, tensor.size, most):
-            yield Stretch(number, start, min(most, tensor.size - start))
+def pieces(
+    tensor: PlannedTensor, unit: int, slot: int, first: int = 0, last: int | None = None
+) -> list[tuple[int, int]]:
+    """Cut elements `first` to `last` of a tensor into tiles that fit a slot.
+
+    Parameters
+    ----------
+    tensor : PlannedTensor
+        A tensor of the plan.
+    unit : int
+        Tiles begin at `first` and at multiples of so many elements.
+    slot : int
+        Bytes of the buffers of a tile.
+    first, last : int
+        `first` is a multiple of the unit; `last` too, or the tensor's end.
+
+    Returns
+    -------
+    list of (start, count)
+        They follow each other without gap.
+    """
+    last = tensor.size if last is None else last
+    room = (slot - _padding(tensor)) // sum(tensor.widths)
+    # Whole cache lines in each file, where the method does not ask for less.
+    step = unit if room < 2 * unit * _ALIGNMENT else unit * _ALIGNMENT
+    most = max(unit, room // step * step)
+    return [(start, min(most, last - start)) for start in range(first, last, most)]
 
 
-def batches(tensors: Sequence[PlannedTensor], slot: int) -> Iterator[list[Stretch]]:
-    """Group consecutive stretches whose tiles fit a slot of that many bytes together."""
+def jobs(
+    tensors: Sequence[PlannedTensor], room: Room, finished: Iterable[int] = ()
+) -> Iterator[list[Stretch] | int]:
+    """Yield what is to be done, in the order of the plan.
+
+    Parameters
+    ----------
+    tensors : sequence of PlannedTensor
+        All tensors of the plan.
+    room : Room
+        The memory of each worker.
+    finished : iterable of int
+        Tensors that are left out.
+
+    Yields
+    ------
+    list of Stretch, or int
+        Whole tensors that share a slot; or one tensor that is cut into tiles.
+    """
+    skipped = set(finished)
     batch: list[Stretch] = []
     used = 0
-    for stretch in stretches(tensors, slot):
-        space = _space(tensors[stretch.tensor], stretch.count)
-        if batch and (used + space > slot or len(batch) == _MOST_SHARING):
+    for number, tensor in enumerate(tensors):
+        if number in skipped or not tensor.size:
+            continue
+        space = _space(tensor, tensor.size)
+        if batch and (used + space > room.tile or len(batch) == _MOST_SHARING):
             yield batch
             batch, used = [], 0
-        batch.append(stretch)
-        used += space
+        if space > room.whole:
+            yield number
+        elif space > room.tile:
+            yield [Stretch(number, 0, tensor.size)]
+        else:
+            batch.append(Stretch(number, 0, tensor.size))
+            used += space
     if batch:
         yield batch
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,46 +27,63 @@ class Told(Protocol):
         """Note it."""
 
 
-def files_to_copy(model: Path, *, tokenizer: bool, told: Told) -> tuple[FileCopy, ...]:
-    """Return the small files of a model's folder that go along with its weights.
+@dataclass(frozen=True)
+class Companions:
+    """The small files that go along with the weights.
 
-    Everything but weights, hidden files, folders, and what a merge writes itself.
-
-    Parameters
+    Attributes
     ----------
-    model : Path
-        A folder; a single file has no companions.
-    tokenizer : bool
-        Whether those of the tokenizer are among them.
-    told : SourceOpener
-        Told of what cannot be read.
-
-    Returns
-    -------
-    tuple of FileCopy
-        By name.
+    copies : tuple of FileCopy
+        Those that are copied as they are.
+    texts : tuple of (str, bytes)
+        Those that are written anew.
+    warnings : tuple of str
+        About files that are left behind.
     """
-    found = []
-    for entry in _companions(model, tokenizer=tokenizer):
-        try:
-            with open(entry.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-        except OSError as error:
-            told.tell_unreadable("copied files", entry.path, error)
-            continue
-        if size <= _LARGEST_COPY:
-            found.append(FileCopy(entry.path, entry.name, size))
-    return tuple(found)
 
+    copies: tuple[FileCopy, ...]
+    texts: tuple[tuple[str, bytes], ...] = ()
+    warnings: tuple[str, ...] = ()
 
-def too_large_to_copy(model: Path, *, tokenizer: bool) -> list[str]:
-    """Return a warning for each file that would go along and is too large for it."""
-    limit = format_bytes(_LARGEST_COPY)
-    return [
-        f"{entry.path}: is larger than {limit} and not copied; copy it by hand if it is needed"
-        for entry in _companions(model, tokenizer=tokenizer)
-        if entry.stat().st_size > _LARGEST_COPY
-    ]
+    @classmethod
+    def of(cls, model: Path, *, tokenizer: bool, told: Told) -> Companions:
+        """Return those of a model's folder: all but weights, hidden files, folders and our own.
+
+        Parameters
+        ----------
+        model : Path
+            A folder; a single file has no companions.
+        tokenizer : bool
+            Whether those of the tokenizer are among them.
+        told : Opener
+            Told of what cannot be read.
+        """
+        copies, warnings = [], []
+        for entry in _companions(model, tokenizer=tokenizer):
+            try:
+                with open(entry.path, "rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                told.tell_unreadable("copied files", entry.path, error)
+                continue
+            if size <= _LARGEST_COPY:
+                copies.append(FileCopy(entry.path, entry.name, size))
+            else:
+                warnings.append(
+                    f"{entry.path}: is larger than {format_bytes(_LARGEST_COPY)} and not copied;"
+                    " copy it by hand if it is needed"
+                )
+        return cls(tuple(copies), (), tuple(warnings))
+
+    def joined(self, copies: Iterable[FileCopy]) -> Companions:
+        """Return them with more copies, which stand above those of the same names."""
+        named = {copy.name: copy for copy in (*self.copies, *copies)}
+        return replace(self, copies=tuple(named[name] for name in sorted(named)))
+
+    def with_texts(self, texts: Mapping[str, bytes]) -> Companions:
+        """Return them with new files, which stand above copies of the same names."""
+        kept = tuple(copy for copy in self.copies if copy.name not in texts)
+        return replace(self, copies=kept, texts=tuple(sorted(texts.items())))
 
 
 def _companions(model: Path, *, tokenizer: bool) -> Iterator[os.DirEntry[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -16,6 +16,7 @@ from weightshare.errors import ArgumentTypeError, RecipeError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 100_000
+MAX_DOCUMENTS = 100
 
 Recipe = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -44,17 +45,20 @@ class Document:
     data : dict
         Its contents.
     text : str
-        The text that is kept with the output.
+        Its part of the text.
     folder : Path or None
         The folder of its file, if it was one.
     anchors : frozenset of str
         The top-level keys whose values hold YAML anchors.
+    whole : str
+        The text of the recipe, with all its documents.
     """
 
     data: dict[str, Any]
     text: str
     folder: Path | None = None
     anchors: frozenset[str] = frozenset()
+    whole: str = ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +73,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
         self._nodes = 0
         self.anchored: set[int] = set()
+        self.span = (0, 0)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose one node, counting depth and nodes before anything grows."""
@@ -84,11 +89,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_document(self) -> yaml.Node | None:
-        """Compose the document and note the anchors, which PyYAML forgets at its end."""
-        self.get_event()  # type: ignore[no-untyped-call]
+        """Compose one document and note its place and anchors, which PyYAML forgets."""
+        first = self.get_event()  # type: ignore[no-untyped-call]
         node = self.compose_node(None, None)
         self.anchored = {id(anchored) for anchored in self.anchors.values()}
-        self.get_event()  # type: ignore[no-untyped-call]
+        last = self.get_event()  # type: ignore[no-untyped-call]
+        self.span = (first.start_mark.index, last.start_mark.index)
         self.anchors = {}
         return node
 
@@ -132,7 +138,7 @@ for _name, _construct in (
 _Loader.add_constructor(None, _unknown)
 
 
-def load_document(recipe: Recipe) -> Document:
+def load_documents(recipe: Recipe) -> tuple[Document, ...]:
     """Read a recipe.
 
     Parameters
@@ -142,26 +148,27 @@ def load_document(recipe: Recipe) -> Document:
 
     Returns
     -------
-    Document
-        The contents, the text and the folder of the file.
+    tuple of Document
+        The contents, the text and the folder of the file: one for each document in it, in order.
 
     Raises
     ------
     RecipeError
         There is no such file, it is larger than 1 MB, no YAML, has duplicate keys, is nested
-        deeper than 50 levels, or grows beyond 100,000 values when its aliases are expanded.
+        deeper than 50 levels, grows beyond 100,000 values when its aliases are expanded, or has
+        more than 100 documents.
     ArgumentTypeError
         `recipe` is none of the three.
 
     Examples
     --------
-    >>> load_document("merge_method: linear\\nweight: 1e-3").data
+    >>> load_documents("merge_method: linear\\nweight: 1e-3")[0].data
     {'merge_method': 'linear', 'weight': 0.001}
     """
     if isinstance(recipe, Mapping):
-        return _from_mapping(recipe)
+        return (_from_mapping(recipe),)
     if isinstance(recipe, str) and ("\n" in recipe or ": " in recipe):
-        return parse_text(recipe)
+        return parse_documents(recipe)
     if not isinstance(recipe, str | os.PathLike):
         raise ArgumentTypeError(
             f"recipe: expected a path, YAML text or a mapping, got {type(recipe).__name__}"
@@ -181,10 +188,10 @@ def load_document(recipe: Recipe) -> Document:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe: {path} is not UTF-8 text: {error}") from error
-    return parse_text(text, folder=path.resolve().parent)
+    return parse_documents(text, folder=path.resolve().parent)
 
 
-def parse_text(text: str, *, folder: Path | None = None) -> Document:
+def parse_documents(text: str, *, folder: Path | None = None) -> tuple[Document, ...]:
     """Read a recipe from its YAML text.
 
     Parameters
@@ -196,32 +203,46 @@ def parse_text(text: str, *, folder: Path | None = None) -> Document:
 
     Returns
     -------
-    Document
-        The contents.
+    tuple of Document
+        Each with its own part of the text; a lone one with all of it. Empty ones are left out.
 
     Raises
     ------
     RecipeError
-        As `load_document`.
+        As `load_documents`.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise RecipeError("recipe: the text is larger than 1 MB, which no recipe is")
+    found: list[Document] = []
     try:
         loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise RecipeError("recipe: is empty")
-        _check_expansion(node)
-        _check_duplicates(node)
-        anchors = frozenset(_anchored_keys(node, loader.anchored))
-        data = loader.construct_document(node)
+        while loader.check_node():
+            document = _next_document(loader, text, folder)
+            found += () if document is None else (document,)
+            if len(found) > MAX_DOCUMENTS:
+                raise RecipeError(f"recipe: holds more than {MAX_DOCUMENTS} documents")
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: {_one_line(error)}") from error
+    if not found:
+        raise RecipeError("recipe: is empty")
+    return tuple(found) if len(found) > 1 else (replace(found[0], text=text),)
+
+
+def _next_document(loader: _Loader, text: str, folder: Path | None) -> Document | None:
+    node = loader.get_node()
+    assert node is not None  # an empty document is a node of null
+    _check_expansion(node)
+    _check_duplicates(node)
+    anchors = frozenset(_anchored_keys(node, loader.anchored))
+    data = loader.construct_document(node)
+    if data is None:
+        return None
     if not isinstance(data, dict):
         raise RecipeError(
             f"recipe: expected keys such as merge_method and models, got a {type(data).__name__}"
         )
-    return Document(data, text, folder, anchors)
+    part = text[slice(*loader.span)].strip() + "\n"
+    return Document(data, part, folder, anchors, text)
 
 
 def _from_mapping(recipe: Mapping[str, Any]) -> Document:
@@ -229,8 +250,8 @@ def _from_mapping(recipe: Mapping[str, Any]) -> Document:
         text = yaml.dump(dict(recipe), Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"recipe: holds what YAML cannot: {_one_line(error)}") from error
-    document = parse_text(text)
-    return Document(document.data, text)
+    (document,) = parse_documents(text)
+    return replace(document, anchors=frozenset())
 
 
 def _refuse(problem: str, mark: Any) -> NoReturn:
@@ -240,8 +261,6 @@ def _refuse(problem: str, mark: Any) -> NoReturn:
 def _one_line(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
-    if "single document" in str(error):
-        problem = "several documents in one file are not supported in this version"
     where = f" (line {mark.line + 1})" if mark is not None else ""
     return " ".join(str(problem).split()) + where
 

@@ -1,49 +1,23 @@
-"""From a recipe and the headers of its files to the tensors of a plan, or to every problem."""
+"""From the places of the output's tensors to the tensors of a plan, or to every problem."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightshare.checkpoint import TensorInfo
 from weightshare.merging.elements import DTYPE_OF_CODE, promoted
-from weightshare.merging.method import Method, Parameter, Settings
+from weightshare.merging.method import Method
 from weightshare.merging.plan import WIDTH_OF_CODE, PlannedTensor, Source
 from weightshare.merging.registry import nearest
-from weightshare.recipes.schema import MergeRecipe, ModelEntry
-from weightshare.recipes.settings import Depths
-from weightshare.recipes.sources import SourceModel
+from weightshare.recipes.heads import is_head, tied_twin
+from weightshare.recipes.members import Cast
+from weightshare.recipes.places import Place
+from weightshare.recipes.schema import MergeRecipe
+from weightshare.recipes.values import Values
+from weightshare.recipes.vocabulary import Vocabulary
 
 _NAMES_SHOWN = 5
-
-
-class Roles:
-    """Which of the opened models is merged, which is the base, and whose files are copied.
-
-    Parameters
-    ----------
-    method : Method
-        The recipe's method.
-    entries : sequence of ModelEntry
-        The recipe's models.
-    models : sequence of SourceModel
-        The opened models, one for each entry.
-    base : SourceModel or None
-        The opened base model.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        entries: Sequence[ModelEntry],
-        models: Sequence[SourceModel],
-        base: SourceModel | None,
-    ) -> None:
-        self.all = list(models) if base is None or base in models else [*models, base]
-        self.donor = 0 if base is None else self.all.index(base)
-        self.base = self.donor if method.needs_base and base is not None else None
-        self.merged = [index for index in range(len(models)) if index != self.base]
-        self.entries = [entries[index] for index in self.merged]
 
 
 class TensorResolver:
@@ -55,120 +29,240 @@ class TensorResolver:
         What is asked for.
     method : Method
         Its method.
-    roles : Roles
+    cast : Cast
         The models.
+    vocabulary : Vocabulary or None
+        The one that the output gets, when it is not the models' own.
+    lenient : bool
+        Whether tensors that some models lack are copied, with a warning.
+    undecided : bool
+        Whether a vocabulary was asked for and cannot be made, which is told already.
 
     Attributes
     ----------
     problems, warnings : list of str
         What is wrong, and what is probably not meant.
+    twins : bool
+        Whether embeddings are read for a head that is tied to them.
     """
 
-    def __init__(self, recipe: MergeRecipe, method: Method, roles: Roles) -> None:
+    def __init__(
+        self,
+        recipe: MergeRecipe,
+        method: Method,
+        cast: Cast,
+        vocabulary: Vocabulary | None,
+        *,
+        lenient: bool,
+        undecided: bool = False,
+    ) -> None:
         self._recipe = recipe
         self._method = method
-        self._roles = roles
-        self._settings: dict[tuple[float, ...], Settings] = {}
+        self._cast = cast
+        self._vocabulary = vocabulary
+        self._lenient = lenient
+        self._undecided = undecided
         self._refused: dict[str, list[str]] = {}
-        self._missing: set[str] = set()
+        self._lacking: dict[tuple[int, int], list[str]] = {}
+        self._copied: dict[int, list[str]] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.twins = False
+        self._values = Values(method, cast, self.problems, self.warnings)
 
-    def tensors(self) -> tuple[PlannedTensor, ...]:
-        """Return the output's tensors, in the order of the donor's file."""
-        self._check_required()
-        self._check_names()
-        donor = self._roles.all[self._roles.donor].checkpoint
-        infos = sorted((donor.info(name) for name in donor), key=lambda i: (i.file, i.offset))
-        self._warn_of_idle_filters([info.name for info in infos])
-        depths = Depths(info.name for info in infos)
-        resolved = [self._tensor(info.name, depths[info.name]) for info in infos]
-        for problem, names in self._refused.items():
+    def tensors(self, places: Sequence[Place]) -> tuple[PlannedTensor, ...]:
+        """Return the output's tensors, in the order of their places."""
+        self._values.check_required(places)
+        self._values.warn_of_idle_filters(places)
+        found = [self._tensor(place) for place in places]
+        for (model, holder), names in self._lacking.items():
+            self._tell_lacking(model, holder, names)
+        for holder, names in self._copied.items():
+            self.warnings.append(
+                f"{counted(names)} that not every model has, copied as in"
+                f" {self._cast.models[holder].label}: {listed(names)}"
+            )
+        for problem, names in (self._values.refused | self._refused).items():
             self.problems.append(f"{problem}: {listed(names)}")
-        return tuple(tensor for tensor in resolved if tensor is not None)
+        return tuple(tensor for tensor in found if tensor is not None)
 
-    def _warn_of_idle_filters(self, names: Sequence[str]) -> None:
-        settings = [(f"parameters.{name}", s) for name, s in self._recipe.parameters.items()]
-        for entry in self._roles.entries:
-            settings += [(f"{name} of {entry.model}", s) for name, s in entry.parameters.items()]
-        for where, setting in settings:
-            for rule in setting.rules:
-                if not any(rule.matches(name) for name in names):
-                    self.warnings.append(f"{where}: the filter {rule.text!r} matches no tensor")
-
-    def _check_required(self) -> None:
-        for parameter in self._method.parameters:
-            for entry in self._roles.entries if parameter.per_model else [None]:
-                if parameter.required and not self._is_given(parameter, entry):
-                    self._tell_missing(parameter, entry, "")
-
-    def _is_given(self, parameter: Parameter, entry: ModelEntry | None) -> bool:
-        own = entry is not None and parameter.name in entry.parameters
-        return own or parameter.name in self._recipe.parameters
-
-    def _check_names(self) -> None:
-        donor = self._roles.all[self._roles.donor]
-        for model in self._roles.all:
-            missing = [name for name in donor.checkpoint if name not in model.checkpoint]
-            extra = [name for name in model.checkpoint if name not in donor.checkpoint]
-            if missing:
-                hint = nearest(missing[0], extra[:1000])
-                self.problems.append(
-                    f"{model.label} lacks {counted(missing)} that {donor.label} has:"
-                    f" {listed(missing)}{hint}{_remedy(missing)}"
-                )
-            if extra:
-                self.problems.append(
-                    f"{model.label} has {counted(extra)} that {donor.label} lacks: {listed(extra)}"
-                    f"{_remedy(extra)}"
-                )
-
-    def _tensor(self, name: str, depth: float) -> PlannedTensor | None:
-        roles = self._roles
-        infos = [
-            model.checkpoint.info(name) if name in model.checkpoint else None for model in roles.all
+    def _tensor(self, place: Place) -> PlannedTensor | None:
+        if place.group is None:
+            return self._copy_of_first(place.name)
+        readers = place.group.readers
+        named = [
+            (reader.model, self._name(reader.model, name))
+            for reader, name in zip(readers, place.inputs, strict=True)
         ]
-        present = [(i, info) for i, info in enumerate(infos) if info is not None]
-        if not self._check_shapes(name, present) or len(present) < len(infos):
+        present = [(model, name) for model, name in named if name is not None]
+        if len(present) < len(named):
+            return self._incomplete(place, named, present)
+        infos = [self._cast.models[model].info(name) for model, name in present]
+        table = self._is_table(place)
+        shapes = [tuple(info.shape) for info in infos]
+        if table is not None:
+            pairs = zip(present, shapes, strict=True)
+            shapes = [table.shape(model, shape) for (model, _), shape in pairs]
+        if len(set(shapes)) > 1:
+            self._refuse_shapes(place, present, shapes)
             return None
-        found = dict(present)
-        donor = found[roles.donor]
-        codes = {info.dtype for info in found.values()}
+        codes = {info.dtype for info in infos}
         if not codes & DTYPE_OF_CODE.keys() and codes <= WIDTH_OF_CODE.keys() and len(codes) == 1:
-            order = sorted(found, key=lambda index: index != roles.donor)
-            copied = tuple(Source(index, name, donor.dtype) for index in order)
-            return PlannedTensor(name, donor.dtype, tuple(donor.shape), "copy", copied)
+            return self._copy(place, present, infos[0])
         if not codes <= DTYPE_OF_CODE.keys():
-            self._refuse_dtypes(name, codes)
+            self._refuse_dtypes(place.name, codes)
             return None
-        settings = self._resolved(name, depth)
-        if settings is None:
+        settings = self._values.settings(place)
+        statistics = self._statistics(place, shapes[0])
+        if settings is None or statistics is None:
             return None
-        sources = tuple(Source(index, name, found[index].dtype) for index in roles.merged)
-        base = None if roles.base is None else Source(roles.base, name, found[roles.base].dtype)
+        sources = self._sources(present, table)
+        count = len(place.group.members)
+        base = sources[count] if place.group.base is not None else None
         dtype = self._recipe.out_dtype or self._recipe.dtype
-        dtype = dtype or (base.dtype if base else promoted(s.dtype for s in sources))
-        return PlannedTensor(name, dtype, tuple(donor.shape), "merge", sources, base, settings)
+        dtype = dtype or (infos[-1].dtype if base else promoted(codes))
+        return PlannedTensor(
+            *(place.name, dtype, shapes[0], "merge", tuple(sources[:count]), base, settings),
+            statistics=statistics,
+        )
 
-    def _check_shapes(self, name: str, present: Sequence[tuple[int, TensorInfo]]) -> bool:
-        shapes = {tuple(info.shape) for _, info in present}
-        if len(shapes) < 2:
-            return True
-        each = ", ".join(f"{self._roles.all[i].label} {tuple(n.shape)}" for i, n in present)
-        problem = f"{name}: the shapes differ: {each}"
-        if self._is_vocabulary(name, shapes):
-            problem += "; the vocabularies differ, which needs a tokenizer merge, and that is not"
-            problem += " supported in this version"
+    def _name(self, model: int, name: str) -> str | None:
+        """Return what a model calls a tensor; its embeddings for a head that is tied to them."""
+        opened = self._cast.models[model]
+        if name in opened:
+            return name
+        twin = tied_twin(opened, name)
+        self.twins = self.twins or twin is not None
+        return twin
+
+    def _is_table(self, place: Place) -> Vocabulary | None:
+        if self._vocabulary is None or place.layered:
+            return None
+        shapes = [
+            tuple(model.info(place.name).shape) if place.name in model else None
+            for model in self._cast.models
+        ]
+        return self._vocabulary if self._vocabulary.is_table(place.name, shapes) else None
+
+    def _sources(
+        self, present: Sequence[tuple[int, str]], table: Vocabulary | None
+    ) -> list[Source]:
+        sources = [self._cast.models[model].source(model, name) for model, name in present]
+        if table is None:
+            return sources
+        peers = {source.model: source for source in sources}
+        return [table.source(source.model, source, peers) for source in sources]
+
+    def _statistics(self, place: Place, shape: tuple[int, ...]) -> tuple[Source, ...] | None:
+        assert place.group is not None
+        found: list[Source] = []
+        for member, name in zip(place.group.members, place.inputs, strict=False):
+            for index in member.statistics:
+                held = self._cast.models[index]
+                if name not in held:
+                    self._lacking.setdefault((index, member.model), []).append(name)
+                    return None
+                info = held.info(name)
+                if tuple(info.shape) != shape or info.dtype not in DTYPE_OF_CODE:
+                    self._refused.setdefault(
+                        f"{held.label}: expected floating-point numbers of the model's own shapes",
+                        [],
+                    ).append(name)
+                    return None
+                found.append(held.source(index, name))
+        return tuple(found)
+
+    def _copy(
+        self, place: Place, present: Sequence[tuple[int, str]], info: TensorInfo
+    ) -> PlannedTensor:
+        """Return an integer tensor: the bytes of the base, else the donor, which all must have."""
+        assert place.group is not None
+        pairs = list(present)
+        donor = self._cast.models[self._cast.donor]
+        if place.group.piece.whole and place.name in donor:
+            pairs.append((self._cast.donor, place.name))
+        first = self._cast.donor if place.group.base is None else place.group.base.model
+        order = sorted(dict.fromkeys(pairs), key=lambda pair: pair[0] != first)
+        sources = [self._cast.models[model].source(model, name) for model, name in order]
+        return PlannedTensor(place.name, info.dtype, tuple(info.shape), "copy", tuple(sources))
+
+    def _copy_of_first(self, name: str) -> PlannedTensor | None:
+        """Return a tensor of no module: the donor's, else that of the first model that has it."""
+        order = sorted(range(len(self._cast.models)), key=lambda model: model != self._cast.donor)
+        holder = next(model for model in order if name in self._cast.models[model])
+        return self._copied_from(holder, name, name)
+
+    def _copied_from(self, model: int, name: str, output: str) -> PlannedTensor | None:
+        info = self._cast.models[model].info(name)
+        if info.dtype not in WIDTH_OF_CODE:
+            self._refuse_dtypes(output, {info.dtype})
+            return None
+        source = self._cast.models[model].source(model, name)
+        return PlannedTensor(output, source.dtype, tuple(info.shape), "copy", (source,))
+
+    def _incomplete(
+        self,
+        place: Place,
+        named: Sequence[tuple[int, str | None]],
+        present: Sequence[tuple[int, str]],
+    ) -> PlannedTensor | None:
+        """Copy a tensor that some models lack when that is allowed; else tell who lacks it."""
+        if self._lenient:
+            first, held = self._first_holder(place, dict(present))
+            self._copied.setdefault(first, []).append(place.name)
+            return self._copied_from(first, held, place.name)
+        holder = present[0][0] if present else self._first_holder(place, {})[0]
+        for (model, name), wanted in zip(named, place.inputs, strict=True):
+            if name is None:
+                self._lacking.setdefault((model, holder), []).append(wanted)
+        return None
+
+    def _first_holder(self, place: Place, holders: dict[int, str]) -> tuple[int, str]:
+        """Return whose tensor is copied: the base's, the donor's, or the first model's."""
+        base = place.group.base if place.group is not None else None
+        for model in (base.model if base is not None else self._cast.donor, self._cast.donor):
+            if model in holders:
+                return model, holders[model]
+        if holders:
+            return next(iter(holders.items()))
+        order = [self._cast.donor, *range(len(self._cast.models))]
+        return next((m, place.name) for m in order if place.name in self._cast.models[m])
+
+    def _tell_lacking(self, model: int, holder: int, names: list[str]) -> None:
+        lacks, has = self._cast.models[model], self._cast.models[holder]
+        own = [name for name in lacks if name not in has] if model != holder else []
+        hint = nearest(names[0], own[:1000])
+        self.problems.append(
+            f"{lacks.label} lacks {counted(names)} that {has.label} has: {listed(names)}{hint}"
+            f"{_remedy(names)}"
+        )
+
+    def _refuse_shapes(
+        self,
+        place: Place,
+        present: Sequence[tuple[int, str]],
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        of_vocabulary = self._is_vocabulary(place, set(shapes))
+        if of_vocabulary and self._undecided:
+            return
+        pairs = zip(present, shapes, strict=True)
+        each = ", ".join(f"{self._cast.models[model].label} {shape}" for (model, _), shape in pairs)
+        problem = f"{place.name}: the shapes differ: {each}"
+        if of_vocabulary:
+            problem += (
+                "; the vocabularies differ, which needs a tokenizer merge: add tokenizer_source:"
+                " union (or base) to the recipe"
+            )
         self.problems.append(problem)
-        return False
 
-    def _is_vocabulary(self, name: str, shapes: set[tuple[int, ...]]) -> bool:
-        if len({shape[1:] for shape in shapes}) > 1:
+    def _is_vocabulary(self, place: Place, shapes: set[tuple[int, ...]]) -> bool:
+        if self._vocabulary is not None or len({shape[1:] for shape in shapes}) > 1:
             return False
-        if any(part in name.lower() for part in ("embed", "lm_head", "wte", "vocab")):
+        if any(part in place.name.lower() for part in ("embed", "lm_head", "wte", "vocab")):
             return True
         rows = {shape[0] for shape in shapes if shape}
-        return bool(rows & {_vocabulary(model.config) for model in self._roles.all})
+        return bool(rows & {_vocabulary(model.config) for model in self._cast.models})
 
     def _refuse_dtypes(self, name: str, codes: set[str]) -> None:
         words = ", ".join(sorted(codes))
@@ -181,72 +275,28 @@ class TensorResolver:
             )
         self._refused.setdefault(problem, []).append(name)
 
-    def _resolved(self, name: str, depth: float) -> Settings | None:
-        values: list[float] = []
-        for parameter in self._method.parameters:
-            entries = self._roles.entries if parameter.per_model else [None]
-            for entry in entries:
-                value = self._value(parameter, entry, name, depth)
-                if value is None:
-                    return None
-                values.append(value)
-        key = tuple(values)
-        if key not in self._settings:
-            self._settings[key] = self._as_settings(values)
-        settings = self._settings[key]
-        problem = self._method.check(settings)
-        if problem is not None:
-            self._refused.setdefault(f"parameters: {problem}", []).append(name)
-            return None
-        return settings
 
-    def _value(
-        self, parameter: Parameter, entry: ModelEntry | None, name: str, depth: float
-    ) -> float | None:
-        own = entry.parameters.get(parameter.name) if entry is not None else None
-        for setting in (own, self._recipe.parameters.get(parameter.name)):
-            value = None if setting is None else setting.value(name, depth)
-            if value is not None:
-                return value
-        if parameter.default is not None:
-            return parameter.default
-        self._tell_missing(parameter, entry, name)
-        return None
-
-    def _tell_missing(self, parameter: Parameter, entry: ModelEntry | None, name: str) -> None:
-        whose = f" of {entry.model}" if entry is not None else ""
-        problem = f"{parameter.name}{whose}: is missing, and {self._method.name} needs it"
-        if self._is_given(parameter, entry):
-            self._refused.setdefault(f"{problem} for every tensor", []).append(name)
-        elif problem not in self._missing:
-            self._missing.add(problem)
-            self.problems.append(problem)
-
-    def _as_settings(self, values: Iterable[float]) -> Settings:
-        remaining = iter(values)
-        shared: dict[str, float] = {}
-        per_model: list[dict[str, float]] = [{} for _ in self._roles.entries]
-        for parameter in self._method.parameters:
-            for row in per_model if parameter.per_model else [shared]:
-                value = next(remaining)
-                row[parameter.name] = bool(value) if parameter.kind == "bool" else value
-        return Settings(shared, tuple(per_model))
+def heads_in(tensors: Sequence[PlannedTensor]) -> bool:
+    """Say whether the output has a head of its own."""
+    return any(is_head(tensor.name) for tensor in tensors)
 
 
 def _remedy(names: Sequence[str]) -> str:
     """Return what to do about tensors that only some models have, where the names tell."""
     if any("lora_" in name for name in names):
-        return "; these are LoRA adapters: merge them into their model, or save it without them"
-    if all(name.endswith("lm_head.weight") for name in names):
         return (
-            "; one model ties lm_head to its embeddings and the other does not: save both alike"
-            " (tie_word_embeddings in config.json; drop lm_head.weight, or add a copy of the"
-            " embeddings under its name)"
+            "; these are of a LoRA adapter: name it behind its model, as in model+adapter, and save"
+            " the model without them"
         )
-    return ""
+    if all(is_head(name) for name in names):
+        return (
+            "; its config.json does not say that the head is tied to the embeddings"
+            " (tie_word_embeddings), so nothing stands for it"
+        )
+    return "; with lenient (--lenient) what some models lack is copied from one that has it"
 
 
-def _vocabulary(config: dict[str, Any] | None) -> object:
+def _vocabulary(config: Mapping[str, Any] | None) -> object:
     size = (config or {}).get("vocab_size")
     return size if isinstance(size, int) else None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-_LAYER = re.compile(r"\.(\d+)\.")
+from weightshare.merging.method import Parameter
+from weightshare.recipes.reference import Reference
+
 _WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
 
 
@@ -74,41 +75,29 @@ def interpolated(values: tuple[float, ...], depth: float) -> float:
     return (1 - share) * values[below] + share * values[above] if share else values[below]
 
 
-class Depths:
-    """Where each tensor's layer lies among the layers of its stack, from 0 to 1.
+@dataclass(frozen=True)
+class Level:
+    """What one place of a recipe says about the parameters of its method.
 
-    The layer is the first whole number between dots of the name, and the stack what stands before
-    it. A stack of one layer lies at 1; tensors outside of layers lie at 0, as mergekit has it.
-
-    Parameters
+    Attributes
     ----------
-    names : iterable of str
-        All names of the model.
-
-    Examples
-    --------
-    >>> depths = Depths(["h.0.w", "h.1.w", "h.2.w", "norm.weight"])
-    >>> depths["h.1.w"], depths["norm.weight"]
-    (0.5, 0.0)
+    settings : mapping of str to Setting
+        The numbers, by the parameter's name.
+    checkpoints : mapping of str to Reference
+        The files or folders of the parameters of kind ``"checkpoint"``.
+    where : str
+        The place in the recipe.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._last: dict[str, int] = {}
-        for name in names:
-            found = _LAYER.search(name)
-            if found:
-                stack = name[: found.start()]
-                self._last[stack] = max(self._last.get(stack, 0), int(found[1]))
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    checkpoints: Mapping[str, Reference] = field(default_factory=dict)
+    where: str = "parameters"
 
-    def __getitem__(self, name: str) -> float:
-        found = _LAYER.search(name)
-        if not found:
-            return 0.0
-        last = self._last[name[: found.start()]]
-        return int(found[1]) / last if last else 1.0
+    def __contains__(self, name: str) -> bool:
+        return name in self.settings or name in self.checkpoints
 
 
-def parse_setting(value: object, where: str, *, boolean: bool, problems: list[str]) -> Setting:
+def parse_setting(value: object, where: str, parameter: Parameter, problems: list[str]) -> Setting:
     """Read what a recipe says about one parameter.
 
     Parameters
@@ -117,8 +106,8 @@ def parse_setting(value: object, where: str, *, boolean: bool, problems: list[st
         A number, a list of numbers, a mapping of ``filter`` and ``value``, or a list of those.
     where : str
         The place in the recipe, for messages.
-    boolean : bool
-        Whether the parameter is true or false.
+    parameter : Parameter
+        What it must be.
     problems : list of str
         Takes what is wrong.
 
@@ -127,24 +116,29 @@ def parse_setting(value: object, where: str, *, boolean: bool, problems: list[st
     Setting
         Without rules where the value is empty. A wrong value is told once: 1 stands for it, so
         that the rest of the recipe can be checked.
+
+    Examples
+    --------
+    >>> parse_setting("5e-1", "t", Parameter("t", "how far"), []).value("w", 0.0)
+    0.5
     """
     before = len(problems)
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict) for item in items):
         rules = [
-            _rule(item, f"{where}[{i}]" if isinstance(value, list) else where, boolean, problems)
+            _rule(item, f"{where}[{i}]" if isinstance(value, list) else where, parameter, problems)
             for i, item in enumerate(items)
         ]
     else:
-        rules = [Rule(None, _numbers(items, where, boolean, problems))]
+        rules = [Rule(None, _numbers(items, where, parameter, problems))]
     if len(problems) > before:
         return Setting((Rule(None, (1.0,)),))
     return Setting(tuple(rule for rule in rules if rule.values))
 
 
-def _rule(item: object, where: str, boolean: bool, problems: list[str]) -> Rule:
+def _rule(item: object, where: str, parameter: Parameter, problems: list[str]) -> Rule:
     if not isinstance(item, dict):
-        return Rule(None, _numbers([item], where, boolean, problems))
+        return Rule(None, _numbers([item], where, parameter, problems))
     problems.extend(
         f"{where}: unknown key {key!r}; expected filter and value"
         for key in item
@@ -158,17 +152,18 @@ def _rule(item: object, where: str, boolean: bool, problems: list[str]) -> Rule:
         problems.append(f"{where}: has no value")
         return Rule(None, ())
     value = item["value"]
-    values = _numbers(value if isinstance(value, list) else [value], where, boolean, problems)
+    values = _numbers(value if isinstance(value, list) else [value], where, parameter, problems)
     return Rule(None if text == "*" else text, values)
 
 
 def _numbers(
-    items: list[object], where: str, boolean: bool, problems: list[str]
+    items: list[object], where: str, parameter: Parameter, problems: list[str]
 ) -> tuple[float, ...]:
-    numbers = []
+    boolean = parameter.kind == "bool"
     if boolean and len(items) > 1:
         problems.append(f"{where}: expected true or false, got the gradient {items!r}")
         return ()
+    numbers = []
     for item in items:
         number = _boolean(item) if boolean else _number(item)
         if number is None:
@@ -177,16 +172,16 @@ def _numbers(
         elif not math.isfinite(number):
             problems.append(f"{where}: expected a finite number, got {item!r}")
         else:
+            illegal = None if boolean else parameter.problem(number)
+            problems.extend([] if illegal is None else [f"{where}: {illegal}"])
             numbers.append(number)
     return tuple(numbers)
 
 
 def _number(item: object) -> float | None:
-    if isinstance(item, bool | int | float):
-        return float(item)
     try:
-        return float(item) if isinstance(item, str) else None
-    except ValueError:
+        return float(item) if isinstance(item, bool | int | float | str) else None
+    except (ValueError, OverflowError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightshare._core import similarity as _core
-from weightshare._core.arrays import Array, Family, as_family, as_model_like
+from weightshare._core.arrays import Array, as_family, as_model_like
 from weightshare._core.threads import resolve_threads
 from weightshare.errors import ArgumentError
+from weightshare.sharing.stretches import (
+    CHUNK,
+    HeldSums,
+    StreamedSums,
+    Sums,
+    is_open_checkpoint,
+)
 
 Matrix = NDArray[np.float64]
 
@@ -37,7 +45,9 @@ def similarity(
     Parameters
     ----------
     models : array (n, ...), or sequence of n arrays or of n mappings name -> array
-        Integer tensors of mappings are left out.
+        Integer tensors of mappings are left out. Open checkpoints are read stretch by stretch,
+        never whole, and may differ in their floating-point types; the numbers are those of the
+        loaded models. (procrustes and cka need one tensor of each model at a time.)
     metric : {"cosine", "row_cosine", "sign", "procrustes", "cka"}, default "cosine"
         - cosine: ⟨w_i, w_j⟩ / (‖w_i‖ ‖w_j‖), in [-1, 1].
         - row_cosine: mean over rows of the cosine of equal rows (a 1-D tensor is one row; rows of
@@ -83,11 +93,9 @@ def similarity(
     """
     _check_word("metric", metric, _METRICS)
     _check_word("level", level, _LEVELS)
-    family = as_family(models)
-    origin = {} if base is None else as_model_like(base, family, "base")
-    pairs = _Pairs(family, origin, bool(center), resolve_threads(threads))
+    pairs = _Pairs(_sums(models, base, resolve_threads(threads)), bool(center))
     combine = _COMBINE[metric]
-    measured = {name: combine.measure(pairs, name) for name in family.floats}
+    measured = {name: combine.measure(pairs, name) for name in pairs.sums.names}
     parts = {name: part for name, part in measured.items() if part is not None}
     if not parts:
         raise ArgumentError(
@@ -111,6 +119,7 @@ def distance(
     Parameters
     ----------
     models : as in `similarity`
+        Open checkpoints too are read stretch by stretch.
     metric : {"l2", "relative"}, default "l2"
         l2: ‖w_i - w_j‖. relative: ‖w_i - w_j‖ / ‖w_i‖ (row i is the reference; 0 where both are zero,
         infinity where only w_i is).
@@ -137,9 +146,8 @@ def distance(
     """
     _check_word("metric", metric, _DISTANCES)
     _check_word("level", level, _LEVELS)
-    family = as_family(models)
-    count = resolve_threads(threads)
-    parts = {name: _squared_distances(family, name, count) for name in family.floats}
+    sums = _sums(models, None, resolve_threads(threads))
+    parts = {name: _squared_distances(sums, name) for name in sums.names}
     if not parts:
         raise ArgumentError("models: expected at least one float tensor, got none")
     if level == "tensor":
@@ -161,97 +169,122 @@ def _check_word(argument: str, word: str, legal: tuple[str, ...]) -> None:
         raise ArgumentError(f"{argument}: expected one of {', '.join(legal)}; got {word!r}")
 
 
+def _sums(models: Any, base: Any, threads: int) -> Sums:
+    if isinstance(models, (list, tuple)) and any(map(is_open_checkpoint, models)):
+        return StreamedSums(models, base, threads)
+    family = as_family(models)
+    return HeldSums(family, {} if base is None else as_model_like(base, family, "base"), threads)
+
+
 class _Pairs:
     """The sums over pairs of one call, tensor by tensor."""
 
-    def __init__(self, family: Family, base: dict[str, Array], center: bool, threads: int) -> None:
-        self.family = family
-        self.base = base
+    def __init__(self, sums: Sums, center: bool) -> None:
+        self.sums = sums
+        self.n = sums.n
         self.center = center
-        self.threads = threads
         self._shifts: dict[str, list[float]] = {}
 
     def _shift(self, name: str) -> list[float]:
-        w = self.family.tensors[name]
-        if not self.center or w[0].size == 0:
+        size = math.prod(self.sums.shape(name))
+        if not self.center or size == 0:
             return []
         if name not in self._shifts:
-            total = np.empty(self.family.n)
-            _core.sums(total, w, base=self.base.get(name), threads=self.threads)
+            total = np.zeros(self.n)
+            self.sums.total(total, name, _add_sums)
             self._finite(total, name)
-            self._shifts[name] = [float(mean) for mean in total / w[0].size]
+            self._shifts[name] = [float(mean) for mean in total / size]
         return self._shifts[name]
 
     def inner_products(self, name: str) -> Matrix:
-        products = np.empty((self.family.n, self.family.n))
-        _core.inner_products(
+        products = np.zeros((self.n, self.n))
+        shift = self._shift(name)
+        self.sums.total(
             products,
-            self.family.tensors[name],
-            base=self.base.get(name),
-            shift=self._shift(name),
-            threads=self.threads,
+            name,
+            lambda out, w, base, threads: _core.inner_products(out, w, base, shift, threads),
         )
         return self._without_noise(self._finite(products, name), name)
 
     def row_cosines(self, name: str) -> Matrix:
         """(n, n): sums of the cosines of rows; on the diagonal the number of rows that are not zero."""
-        w = self.family.tensors[name]
-        n_columns = max(1, w[0].shape[-1] if w[0].ndim > 1 else w[0].size)
-        sums = np.zeros((self.family.n, self.family.n))
-        _core.row_cosine_sums(
-            sums,
-            w,
-            n_columns,
-            base=self.base.get(name),
-            shift=self._shift(name),
-            threads=self.threads,
+        shape = self.sums.shape(name)
+        columns = max(1, shape[-1] if len(shape) > 1 else math.prod(shape))
+        cosines = np.zeros((self.n, self.n))
+        shift = self._shift(name)
+        self.sums.total(
+            cosines,
+            name,
+            lambda out, w, base, threads: _core.row_cosine_sums(
+                out, w, columns, base, shift, threads
+            ),
+            max(1, CHUNK // columns) * columns,
         )
-        return self._without_noise(self._finite(sums, name), name)
+        return self._without_noise(self._finite(cosines, name), name)
 
-    def _without_noise(self, sums: Matrix, name: str) -> Matrix:
+    def _without_noise(self, products: Matrix, name: str) -> Matrix:
         """The sums, with 0 for a model of which centring has left rounding errors only."""
-        shift = np.array(self._shift(name))
+        given = self._shift(name)
+        shift = np.array(given)
         if shift.size:
-            left = np.empty((self.family.n, self.family.n))
-            w, base = self.family.tensors[name], self.base.get(name)
-            _core.inner_products(left, w, base=base, shift=list(shift), threads=self.threads)
-            noise = np.diagonal(left) <= (_NOISE * shift) ** 2 * w[0].size
-            sums[noise, :] = sums[:, noise] = 0.0
-        return sums
+            left = np.zeros((self.n, self.n))
+            self.sums.total(
+                left,
+                name,
+                lambda out, w, base, threads: _core.inner_products(out, w, base, given, threads),
+            )
+            size = math.prod(self.sums.shape(name))
+            noise = np.diagonal(left) <= (_NOISE * shift) ** 2 * size
+            products[noise, :] = products[:, noise] = 0.0
+        return products
 
     def signs(self, name: str) -> Matrix:
         """(2, n, n): equal signs, and elements that are non-zero in both."""
-        w = self.family.tensors[name]
-        counts = np.zeros((2, self.family.n, self.family.n), np.int64)
-        base = self.base.get(name)
-        if self.center:
-            w, base = self._centred(name), None
-        _core.count_signs(counts[0], counts[1], w, base=base, threads=self.threads)
+        counts = np.zeros((2, self.n, self.n), np.int64)
+        shift = self._shift(name)
+
+        def add(out: Array, w: list[Array], base: Array | None, threads: int) -> None:
+            seen, origin = (_centred(w, base, shift), None) if self.center else (w, base)
+            _core.count_signs(out[0], out[1], seen, origin, threads)
+
+        self.sums.total(counts, name, add)
         return counts.astype(np.float64)
 
-    def matrices(self, name: str) -> list[Matrix] | None:
-        """The tensors as float64 (units, samples), each unit centred over the samples."""
-        if self.family.tensors[name][0].ndim != 2:
+    def factors(self, name: str) -> list[Matrix] | None:
+        """(units, samples) in float64, each unit centred over the samples; of tall ones only R.
+
+        x yᵀ has the singular values of Rx Ryᵀ, so the units enter only through this small factor.
+        """
+        shape = self.sums.shape(name)
+        if len(shape) != 2:
             return None
         self.inner_products(name)
-        return [_centred_rows(w) if w.size else w for w in self._centred(name)]
-
-    def _centred(self, name: str) -> list[Matrix]:
-        base = self.base.get(name)
-        shift = self._shift(name) or [0.0] * self.family.n
-        wide = (w.astype(np.float64) for w in self.family.tensors[name])
-        return [
-            w - shift[j] - (0.0 if base is None else base.astype(np.float64))
-            for j, w in enumerate(wide)
-        ]
+        shift = self._shift(name)
+        found: list[list[Matrix]] = [[] for _ in range(self.n)]
+        for w, base in self.sums.row_blocks(name):
+            for j, x in enumerate(_centred(w, base, shift)):
+                found[j].append(_centred_rows(x) if x.size else x)
+                if shape[0] > shape[1]:
+                    rows = found[j][0] if len(found[j]) == 1 else np.concatenate(found[j])
+                    found[j] = [np.asarray(np.linalg.qr(rows, mode="r"))]
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
 
     def _finite(self, values: Matrix, name: str) -> Matrix:
-        if not np.isfinite(np.diagonal(values) if values.ndim == 2 else values).all():
-            base = self.base.get(name)
-            if base is not None and not np.isfinite(base.astype(np.float64)).all():
-                raise ArgumentError("base: expected finite values, got NaN or infinity")
-        _check_finite(values, self.family, name)
+        finite = np.isfinite(np.diagonal(values) if values.ndim == 2 else values)
+        if not finite.all() and not self.sums.base_is_finite(name):
+            raise ArgumentError("base: expected finite values, got NaN or infinity")
+        _check_finite(values, self.sums, name)
         return values
+
+
+def _add_sums(out: Array, w: list[Array], base: Array | None, threads: int) -> None:
+    _core.sums(out, w, base, threads)
+
+
+def _centred(w: list[Array], base: Array | None, shift: list[float]) -> list[Matrix]:
+    wide = (x.astype(np.float64) for x in w)
+    origin = 0.0 if base is None else base.astype(np.float64)
+    return [np.asarray(x - (shift[j] if shift else 0.0) - origin) for j, x in enumerate(wide)]
 
 
 def _centred_rows(w: Matrix) -> Matrix:
@@ -262,22 +295,27 @@ def _centred_rows(w: Matrix) -> Matrix:
     return left
 
 
-def _check_finite(values: Matrix, family: Family, name: str) -> None:
+def _check_finite(values: Matrix, sums: Sums, name: str) -> None:
     finite = np.isfinite(np.diagonal(values) if values.ndim == 2 else values)
     if not finite.all():
-        label = family.label(int(np.argmin(finite)), name, "models")
+        label = sums.label(int(np.argmin(finite)), name)
         raise ArgumentError(
             f"{label}: expected finite values, got NaN, infinity, or squares that overflow float64"
         )
 
 
-def _squared_distances(family: Family, name: str, threads: int) -> Matrix:
+def _squared_distances(sums: Sums, name: str) -> Matrix:
     """(2, n, n): squared distances, and the squared norms along the rows."""
-    w = family.tensors[name]
-    parts = np.empty((2, family.n, family.n))
-    _core.squared_distances(parts[0], w, threads=threads)
-    squares = np.square(norms(w, threads))
-    _check_finite(squares, family, name)
+    parts = np.zeros((2, sums.n, sums.n))
+
+    def add(out: Array, w: list[Array], _: Array | None, threads: int) -> None:
+        _core.squared_distances(out[0], w, threads)
+        for j, array in enumerate(w):
+            _core.inner_products(out[1, j, :1], [array], threads=threads)
+
+    sums.total(parts, name, add)
+    squares = np.square(np.sqrt(parts[1, :, 0]))
+    _check_finite(squares, sums, name)
     if not np.isfinite(parts[0]).all():
         raise ArgumentError(
             f"models: the squared distances of {name!r} overflow float64; scale the models"
@@ -309,12 +347,9 @@ def _sign_share(counts: Matrix) -> Matrix:
 
 
 def _cross(pairs: _Pairs, name: str, measure: Callable[[Matrix, Matrix], float]) -> Matrix | None:
-    matrices = pairs.matrices(name)
+    matrices = pairs.factors(name)
     if matrices is None:
         return None
-    if matrices[0].shape[0] > matrices[0].shape[1]:
-        # x yᵀ has the singular values of Rx Ryᵀ: units enter only through this small factor
-        matrices = [np.asarray(np.linalg.qr(x, mode="r")) for x in matrices]
     products = np.zeros((len(matrices), len(matrices)))
     for i, x in enumerate(matrices):
         for j in range(i, len(matrices)):

@@ -17,7 +17,7 @@ import pytest
 from weightshare.checkpoint import CheckpointWriter, open_checkpoint, save_checkpoint
 from weightshare.errors import CheckpointError, OutputError, OutputSpaceError
 
-CALLS = ["open", "fchmod", "posix_fallocate", "ftruncate", "pwrite", "fsync", "rename", "unlink"]
+CALLS = ["open", "fchmod", "posix_fallocate", "ftruncate", "pwritev", "fsync", "rename", "unlink"]
 CALLS += ["link"]
 OLD = {"a": np.arange(40.0), "b": np.arange(30.0), "c": np.zeros(5)}
 NEW = {"a": -np.arange(40.0), "b": np.ones(31), "d": np.ones(5)}
@@ -176,8 +176,8 @@ def test_forked_child_leaves_the_output_of_its_parent_alone(tmp_path):
 
 def test_partial_writes_are_completed(tmp_path, monkeypatch):
     """A system that writes one byte at a time gives the same file."""
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda n, data, offset: real(n, data[:1], offset))
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda n, parts, offset: real(n, [parts[0][:1]], offset))
     save_checkpoint(tmp_path / "m.safetensors", OLD)
     assert state(tmp_path / "m.safetensors") == "old"
 
@@ -188,7 +188,7 @@ def test_full_disk_is_found_before_writing(tmp_path, monkeypatch):
     def no_write(*_):
         raise AssertionError("written to")
 
-    monkeypatch.setattr(os, "pwrite", no_write)
+    monkeypatch.setattr(os, "pwritev", no_write)
     with pytest.raises(OutputSpaceError, match=r"E402[\s\S]*\d+ bytes needed, \d+ free"):
         CheckpointWriter(tmp_path / "m.safetensors", [("w", "F32", (2**58,))])
     assert os.listdir(tmp_path) == []

@@ -9,16 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 import weightshare as ws
-from weightshare.cli import main
 from weightshare.errors import OutputSpaceError
 from weightshare.merging.files import locked_folder
 
@@ -26,42 +23,7 @@ Make = Callable[..., Path]
 COMMAND = [sys.executable, "-c", "from weightshare.cli import main; main()"]
 
 
-@dataclass
-class Done:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line inside this process."""
-
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Done(caught.value.code, printed.out, printed.err)
-
-    return run
-
-
-@pytest.fixture
-def recipe(make_model: Make, tmp_path: Path) -> Path:
-    """A recipe of two small models."""
-    tensors = [{"w": np.float32([[1, 2], [3, 4]]) * k, "ids": np.arange(2)} for k in (1, 3)]
-    paths = [make_model(name, t) for name, t in zip("ab", tensors, strict=True)]
-    path = tmp_path / "recipe.yml"
-    models = [{"model": str(p), "parameters": {"weight": 1}} for p in paths]
-    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
-    return path
+Run = Callable[..., Any]
 
 
 def test_merge_writes_the_model_and_says_so(run: Run, recipe: Path, tmp_path: Path) -> None:
@@ -71,20 +33,6 @@ def test_merge_writes_the_model_and_says_so(run: Run, recipe: Path, tmp_path: Pa
     assert "1 merged, 1 copied by linear" in done.out
     with ws.open_checkpoint(tmp_path / "out") as merged:
         np.testing.assert_array_equal(merged["w"], [[2, 4], [6, 8]])
-
-
-@pytest.mark.parametrize("command", ["merge", "plan", "inspect", "methods"])
-def test_json_is_all_of_stdout(command: str, run: Run, recipe: Path, tmp_path: Path) -> None:
-    """Each command that prints a result prints it as JSON when asked."""
-    arguments = {
-        "merge": (recipe, tmp_path / "out"),
-        "plan": (recipe,),
-        "inspect": (tmp_path / "a",),
-        "methods": (),
-    }
-    done = run(command, *arguments[command], "--json")
-    assert done.code == 0
-    assert json.loads(done.out)["schema"] == 1
 
 
 def test_plan_and_inspect_show_what_there_is(run: Run, recipe: Path, tmp_path: Path) -> None:
@@ -99,27 +47,6 @@ def test_plan_and_inspect_show_what_there_is(run: Run, recipe: Path, tmp_path: P
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_inspect_lists_forty_tensors_or_all(run: Run, make_model: Make) -> None:
-    """Long lists are cut, and hostile names cannot drive the terminal."""
-    tensors = {f"w{i}": np.ones(1, np.float32) for i in range(50)} | {"a\x1b[31m": np.ones(1)}
-    path = make_model("long", tensors)
-    done = run("inspect", path)
-    assert "and 11 more (--all lists them)" in done.out
-    assert len(run("inspect", path, "--all").out.splitlines()) > 50
-    assert "\x1b" not in run("inspect", path, "--all").out
-
-
-def test_methods_lists_every_method(run: Run) -> None:
-    """Names, parameters with defaults, and papers."""
-    done = run("methods")
-    for name, method in ws.methods().items():
-        assert name in done.out
-        assert method.source in done.out
-    assert "normalize" in done.out
-    assert "default true" in done.out
-    assert max(map(len, done.out.splitlines())) < 100
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,7 +57,11 @@ def test_methods_lists_every_method(run: Run) -> None:
         (["merge", "r.yml", "out", "--out-shard-size", "big"], "out-shard-size: expected"),
         (["merge", "r.yml", "out", "--single-file"], "must end in .safetensors"),
         (["plan", "nothing.yml"], "nothing.yml cannot be read"),
-        (["inspect", "nothing"], "nothing"),
+        (["merge", "r.yml"], "Missing argument 'OUT'"),
+        (["merge", "r.yml", "out", "--out-path", "out"], "expected one of them, got both"),
+        (["similarity", "a"], "expected two or more checkpoints, got 1"),
+        (["methods", "tise"], "did you mean 'ties'?"),
+        (["completion", "tcsh"], "'tcsh'"),
         (["mrege"], "did you mean 'merge'?"),
     ],
 )
@@ -184,7 +115,7 @@ def test_no_room_is_exit_code_4(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("weightshare.checkpoint.CheckpointWriter.write", fail)
+    monkeypatch.setattr("weightshare.checkpoint.CheckpointWriter.write_many", fail)
     done = run("merge", recipe, tmp_path / "out")
     assert done.code == 4
     assert "full" in done.err
@@ -201,7 +132,7 @@ def test_a_locked_output_is_exit_code_5(run: Run, recipe: Path, tmp_path: Path) 
 
 
 def test_nan_policy_is_exit_code_6(run: Run, make_model: Make, tmp_path: Path) -> None:
-    """Overflow ends with 6, is a warning with --nan warn, and nothing with allow."""
+    """Overflow ends with 6, is a warning with --nan warn, and nothing with ignore."""
     big = {"w": np.float32([1e30])}
     models = [
         {"model": str(make_model(name, big)), "parameters": {"weight": 1}} for name in ("a", "b")
@@ -216,7 +147,8 @@ def test_nan_policy_is_exit_code_6(run: Run, make_model: Make, tmp_path: Path) -
     warned = run("merge", path, tmp_path / "warned", "--nan", "warn")
     assert warned.code == 0
     assert "warning: w: 1 of 1" in warned.err
-    assert run("merge", path, tmp_path / "allowed", "--nan", "allow").err == ""
+    for word in ("ignore", "allow"):
+        assert run("merge", path, tmp_path / word, "--nan", word).err == ""
 
 
 def test_what_is_unexpected_is_exit_code_1(
@@ -227,7 +159,7 @@ def test_what_is_unexpected_is_exit_code_1(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("weightshare.recipes.plan_merge", fail)
+    monkeypatch.setattr("weightshare.recipes.merge_checkpoints", fail)
     done = run("merge", recipe, "out")
     assert done.code == 1
     assert "error: ZeroDivisionError: surprise" in done.err
@@ -239,8 +171,9 @@ def test_options_of_mergekit_are_accepted(run: Run, recipe: Path, tmp_path: Path
     """Those without a meaning say so in one line, the others work."""
     without_meaning = (
         "--cuda --lazy-unpickle --allow-crimes --low-cpu-memory --trust-remote-code --read-to-gpu"
-        " --multi-gpu --gpu-rich --async-write --clone-tensors --device cpu --write-threads 4"
-        " --transformers-cache x --lora-merge-cache y --lora-merge-dtype float16"
+        " --unsafe-truncate-embeddings --multi-gpu --gpu-rich --async-write --clone-tensors"
+        " --device cpu --write-threads 4"
+        " --lora-merge-cache y --lora-merge-dtype float16"
     )
     with_meaning = (
         "--copy-tokenizer --no-write-model-card --out-shard-size 20 --random-seed 3 -j 1"
@@ -269,26 +202,23 @@ def test_single_file_quiet_and_verbose(run: Run, recipe: Path, tmp_path: Path) -
     assert "Plan" in run("merge", recipe, tmp_path / "out", "-v").err
 
 
-@pytest.mark.parametrize("command", [None, "merge", "plan", "inspect", "methods"])
-def test_help_fits_a_terminal_and_has_an_example(command: str | None, run: Run) -> None:
-    """Below 80 columns, with one example that names the command."""
-    arguments = ["--help"] if command is None else [command, "--help"]
-    done = run(*arguments)
-    assert done.code == 0
-    assert max(map(len, done.out.splitlines())) < 80
-    assert done.out.count("Example:") == 1
-    assert f"  weightshare {command or 'merge'}" in done.out
-
-
 def test_help_lists_the_commands_and_the_exit_codes(run: Run) -> None:
     """Every command with its line, demo included, and what each exit code means."""
     text = run("--help").out
     for line in (
-        "merge    merge checkpoints by a recipe",
-        "demo     train, share, merge on real digits",
+        "merge       merge checkpoints by a recipe",
+        "similarity  say how alike checkpoints are",
+        "demo        train, share, merge on real digits",
     ):
         assert line in text
-    for code in ("0 done", "2 usage", "3 bad input", "5 output locked", "6 NaN", "130 interrupted"):
+    for code in (
+        "0 done",
+        "2 usage",
+        "3 bad or missing input",
+        "5 output locked",
+        "6 NaN",
+        "130 interrupted",
+    ):
         assert code in " ".join(text.split())
     assert run("--version").out == f"weightshare, version {ws.__version__}\n"
 
@@ -352,3 +282,89 @@ def test_the_process_has_the_exit_code(recipe: Path, tmp_path: Path) -> None:
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (first.returncode, first.stderr) == (0, "")
     assert (second.returncode, second.stdout) == (2, "")
+
+
+def test_recipes_of_several_documents_are_merged_in_turn(
+    run: Run, make_model: Make, tmp_path: Path
+) -> None:
+    """As mergekit-multi does, with its options; the plans of all are told."""
+    paths = [make_model(name, {"w": np.float32([value])}) for name, value in (("a", 0), ("b", 4))]
+    text = (
+        "{{name: half, merge_method: linear, models: [{{model: {0}}}, {{model: {1}}}],"
+        " parameters: {{weight: 1}}}}\n---\n"
+        "{{merge_method: linear, models: [{{model: half}}, {{model: {1}}}], parameters: {{weight: 1}}}}\n"
+    )
+    recipe = tmp_path / "multi.yml"
+    recipe.write_text(text.format(*paths))
+    assert "Plan of half" in run("plan", recipe).out
+    command = ("merge", recipe, "--out-path", tmp_path / "out", "-I", tmp_path / "between")
+    done = run(*command, "--lazy", "--keep-intermediates", "-v")
+    assert done.code == 0
+    assert "Plan of half" in done.err
+    with ws.open_checkpoint(tmp_path / "out") as merged:
+        assert merged["w"] == 3
+    with ws.open_checkpoint(tmp_path / "between" / "half") as half:
+        assert half["w"] == 2
+    assert run(*command, "--overwrite").code == 0
+    assert not (tmp_path / "between" / "half").exists()
+
+
+def test_options_reach_the_function_that_merges(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of resuming, memory, threads, NaN and intermediates, each with its default."""
+    given: dict[str, Any] = {}
+
+    def noted(plan: ws.MergePlan, out: Path, **options: Any) -> ws.MergeReport:
+        given.update(options)
+        raise MemoryError("noted")
+
+    monkeypatch.setattr("weightshare.recipes.merge_checkpoints", noted)
+    defaults = {"resume": True, "overwrite": False, "memory": "512MB", "threads": None}
+    defaults |= {"progress": True, "nan": "error", "intermediates": None}
+    assert run("merge", recipe, tmp_path / "out").code == 4
+    assert given == defaults | {"keep_intermediates": False}
+    words = (
+        "--no-resume --memory 1GB -j 3 --no-progress --nan warn --intermediate-dir i --overwrite"
+    )
+    assert run("merge", recipe, tmp_path / "out", *words.split(), "--keep-intermediates").code == 4
+    assert given == {
+        "resume": False,
+        "overwrite": True,
+        "memory": "1GB",
+        "threads": 3,
+        "progress": False,
+        "nan": "warn",
+        "intermediates": "i",
+        "keep_intermediates": True,
+    }
+    assert run("merge", recipe, tmp_path / "out", "--no-lazy").code == 4
+    assert given["resume"] is False
+
+
+def test_lenient_makes_unknown_keys_warnings(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """For plan and merge; without it they are errors."""
+    recipe.write_text(recipe.read_text() + "dtpye: float32\n")
+    for command in (("plan", recipe), ("merge", recipe, tmp_path / "out")):
+        assert run(*command).code == 2
+        done = run(*command, "--lenient")
+        assert done.code == 0
+        assert "weightshare: warning: dtpye" in done.err
+
+
+def test_models_of_the_hub_are_looked_for_in_the_cache_that_is_named(
+    run: Run, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By --transformers-cache, as mergekit-yaml takes it."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    cached = tmp_path / "cache" / "models--org--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    make_model("tiny", {"w": np.float32([7])}).rename(cached / "snapshots" / ("0" * 40))
+    recipe = tmp_path / "hub.yml"
+    recipe.write_text("{merge_method: passthrough, models: [{model: org/tiny}]}")
+    done = run("merge", recipe, tmp_path / "out", "--transformers-cache", tmp_path / "cache")
+    assert (done.code, done.err) == (0, "")
+    with ws.open_checkpoint(tmp_path / "out") as merged:
+        assert merged["w"] == 7

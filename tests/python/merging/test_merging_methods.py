@@ -20,7 +20,7 @@ from weightshare.errors import (
     ShapeError,
 )
 from weightshare.merging.elements import promoted
-from weightshare.merging.finite import Findings, NonFiniteError, all_finite
+from weightshare.merging.finite import SOUND, Findings, Flaws, NonFiniteError, find_flaws
 from weightshare.merging.sizes import format_bytes, parse_bytes
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -204,27 +204,29 @@ def test_what_is_not_finite_is_seen(dtype: Any, bad: float) -> None:
     """NaN and infinity of either sign are found at any place; the largest numbers are not."""
     largest = float(ml_dtypes.finfo(dtype).max)
     values = np.array([largest, -largest, 0.0, -0.0, 1e-7], dtype)
-    assert all_finite(values)
-    assert all_finite(values[:0])
+    assert find_flaws(values, [values], 7) == SOUND
+    assert find_flaws(values[:0], [], 7) == SOUND
     for place in range(values.size):
         spoiled = values.copy()
         spoiled[place] = bad
         if np.signbit(bad):
             spoiled[place] = np.copysign(spoiled[place], dtype(-1))
-        assert not all_finite(spoiled)
+        assert find_flaws(spoiled, [values], 7) == Flaws(1, 7 + place, 0)
+        assert find_flaws(spoiled, [values, spoiled], 7) == Flaws(0, -1, 1)
 
 
 def test_findings_tell_what_was_made_from_what_was_there() -> None:
     """Only elements that finite inputs made are an error, counted over all tiles."""
     findings = Findings("error")
     sound, spoiled = np.ones(3), np.array([1.0, np.nan, 1.0])
-    findings.look(spoiled, [sound, spoiled], 0)
-    findings.close("a", 3)
+    there = find_flaws(spoiled, [sound, spoiled], 0)
+    findings.check("a", 3, there)
+    findings.tell("a", 3, there)
     assert list(findings.warnings) == ["a: 1 of 3 elements are NaN or infinite in the inputs"]
-    findings.look(spoiled, [sound], 0)
-    findings.look(spoiled, [sound], 3)
+    made = find_flaws(spoiled, [sound], 3).joined(find_flaws(spoiled, [sound], 0))
+    assert made.joined(there) == Flaws(made=2, first=1, inherited=1)
     with pytest.raises(NonFiniteError, match="b: 2 of 6") as caught:
-        findings.close("b", 6)
+        findings.check("b", 6, made)
     assert (caught.value.tensor, caught.value.count, caught.value.first) == ("b", 2, 1)
 
 

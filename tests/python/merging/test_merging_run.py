@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -45,7 +46,9 @@ def tensors(seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    """Return what a user sees; a failed merge may leave hidden files to be gone on with."""
+    seen = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    return {file.name: file.read_bytes() for file in seen}
 
 
 def assert_merged(out: Path, exact: dict[str, np.ndarray], dtype: Any) -> None:
@@ -174,42 +177,72 @@ def test_bytes_depend_on_neither_threads_nor_memory(
     """The whole output folder is the same, down to tiles of a few elements."""
     plan = ws.plan_merge(pair)
     found = []
-    for threads, slot in ((1, 5_000_000), (2, 5_000_000), (1, 700), (2, 4096)):
-        monkeypatch.setattr(tiles, "_LARGEST_SLOT", slot)
-        monkeypatch.setattr(tiles, "SLOTS", 3)
-        out = tmp_path / f"out-{threads}-{slot}"
+    for threads, tile in ((1, 5_000_000), (2, 5_000_000), (1, 700), (2, 4096), (5, 900)):
+        monkeypatch.setattr(tiles, "_LARGEST_TILE", tile)
+        out = tmp_path / f"out-{threads}-{tile}"
         run_plan(plan, out, threads=threads, memory="400MB")
         found.append(contents(out))
     assert all(other == found[0] for other in found)
 
 
-def test_tiles_cover_every_element_once_within_the_slot(pair: dict[str, Any]) -> None:
-    """Stretches follow each other without gap, and their buffers fit."""
-    plan = ws.plan_merge(pair)
-    slot = 700
-    ends = [0] * len(plan.tensors)
-    for stretch in tiles.stretches(plan.tensors, slot):
-        assert stretch.start == ends[stretch.tensor]
-        ends[stretch.tensor] += stretch.count
-        tensor = plan.tensors[stretch.tensor]
-        parts = tiles.carve(np.zeros(slot, np.uint8), tensor.widths, stretch.count)
-        assert [len(p) for p in parts] == [w * stretch.count for w in tensor.widths]
-        assert all(part.ctypes.data % 64 == 0 for part in parts)
-    assert ends == [tensor.size for tensor in plan.tensors]
+@pytest.mark.parametrize("unit", [1, 3, 64, 200])
+@pytest.mark.parametrize("slot", [3_000, 20_000])
+def test_pieces_cover_every_element_once_within_the_slot(
+    unit: int, slot: int, pair: dict[str, Any]
+) -> None:
+    """Tiles follow each other without gap, begin at the unit's multiples, and fit the slot."""
+    for tensor in ws.plan_merge(pair).tensors:
+        for first, last in ((0, tensor.size), (unit * (tensor.size // unit // 2), tensor.size)):
+            end = first
+            for start, count in tiles.pieces(tensor, unit, slot, first, last):
+                assert start == end
+                assert start % unit == 0
+                end += count
+                parts = tiles.carve(np.zeros(slot, np.uint8), tensor.widths, count)
+                assert [len(p) for p in parts] == [w * count for w in tensor.widths]
+                assert all(part.ctypes.data % 64 == 0 for part in parts)
+            assert end == last
 
 
-@pytest.mark.parametrize("slot", [700, 2_000, 10_000])
-def test_tensors_that_share_a_slot_do_not_overlap(slot: int, pair: dict[str, Any]) -> None:
-    """Every stretch is in one batch, and the buffers of a batch lie one after the other."""
+@pytest.mark.parametrize("memory", [700, 2_000, 10_000, 10**6])
+@pytest.mark.parametrize("surveyed", [False, True])
+def test_every_tensor_is_one_job_and_jobs_fit_the_slot(
+    memory: int, surveyed: bool, pair: dict[str, Any]
+) -> None:
+    """Whole tensors that share a slot do not overlap there; larger ones come alone."""
     planned = ws.plan_merge(pair).tensors
-    memory = np.zeros(slot, np.uint8)
-    grouped = list(tiles.batches(planned, slot))
-    assert [s for batch in grouped for s in batch] == list(tiles.stretches(planned, slot))
-    for batch in grouped:
-        buffers = [b for parts in tiles.carve_batch(memory, planned, batch) for b in parts]
-        starts = [b.ctypes.data - memory.ctypes.data for b in buffers]
+    budget = tiles.divide_memory(planned, 10**9, 1).floor + memory
+    room = tiles.divide_memory(planned, budget, 1, surveyed=surveyed)
+    assert room.peak <= budget
+    slot = np.zeros(room.slot, np.uint8)
+    seen = []
+    for job in tiles.jobs(planned, room):
+        if isinstance(job, int):
+            seen.append(job)
+            continue
+        seen += [stretch.tensor for stretch in job]
+        assert all((s.start, s.count) == (0, planned[s.tensor].size) for s in job)
+        buffers = [b for parts in tiles.carve_batch(slot, planned, job) for b in parts]
+        starts = [b.ctypes.data - slot.ctypes.data for b in buffers]
         ends = [start + b.size for start, b in zip(starts, buffers, strict=True)]
-        assert all(end <= start for end, start in zip(ends, [*starts[1:], slot], strict=True))
+        following = [*starts[1:], room.slot]
+        assert all(end <= start for end, start in zip(ends, following, strict=True))
+    assert seen == list(range(len(planned)))
+    assert list(tiles.jobs(planned, room, finished=range(len(planned)))) == []
+
+
+def test_a_small_budget_has_fewer_workers_before_it_is_refused(pair: dict[str, Any]) -> None:
+    """The floor of a plan is enough for one worker, and a byte less for none."""
+    planned = ws.plan_merge(pair).tensors
+    room = tiles.divide_memory(planned, 10**9, 64)
+    assert room.workers == 64
+    few = tiles.divide_memory(planned, room.floor, 64)
+    assert (few.workers, few.peak) == (1, room.floor)
+    with pytest.raises(OutputSpaceError, match="needs at least"):
+        tiles.divide_memory(planned, room.floor - 1, 64)
+    units = [tensor.size for tensor in planned]
+    assert tiles.divide_memory(planned, 10**9, 64, units=units).floor > room.floor
+    assert ws.plan_merge(pair).memory_floor == room.floor
 
 
 def test_integers_and_empty_tensors_are_written(
@@ -280,10 +313,21 @@ def test_the_files_beside_the_weights(make_model: Make, linear: Recipe, tmp_path
     assert yaml.safe_load(found["mergekit_config.yml"])["merge_method"] == "linear"
     record = json.loads(found["provenance.json"])
     assert record["inputs"][0]["name"] == "a"
+    weights = (a / "model.safetensors").read_bytes()
+    header = weights[: 8 + int.from_bytes(weights[:8], "little")]
     assert record["inputs"][0]["files"] == {
-        "model.safetensors": (a / "model.safetensors").stat().st_size
+        "model.safetensors": {
+            "size": len(weights),
+            "header_sha256": hashlib.sha256(header).hexdigest(),
+        }
     }
-    assert set(record["tensors"].values()) == {"merge"}
+    assert {row["action"] for row in record["tensors"].values()} == {"merge"}
+    assert record["tensors"][NAMES[3]]["shape"] == [5]
+    assert record["settings"] == [{"shared": {"normalize": True}, "models": [{"weight": 1.0}] * 2}]
+    assert record["sha256"] == {
+        name: hashlib.sha256(found[name]).hexdigest()
+        for name in set(found) - {"model.safetensors", "provenance.json"}
+    }
     assert str(tmp_path).encode() not in found["provenance.json"].replace(
         json.dumps(record["recipe"]).encode(), b""
     )
@@ -349,32 +393,44 @@ def test_nothing_is_left_after_a_refusal(
         ws.merge_checkpoints(pair, tmp_path / "file")
 
 
-@pytest.mark.parametrize("room", ["reader", "core", "writer", "progress", "publish"])
+@pytest.mark.parametrize("room", ["reader", "core", "writer", "progress", "publish", "commit"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_anywhere_leaves_nothing(
+def test_after_a_failure_anywhere_there_is_no_output_and_the_next_run_goes_on(
     room: str,
     error: BaseException,
     pair: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each thread's error ends the merge, and no file of it stays."""
+    """Each thread's error ends the merge; nothing is left before any tensor is done."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
     targets = {
-        "reader": "weightshare.checkpoint.Checkpoint.read_into",
+        "reader": "weightshare.checkpoint.Checkpoint.read_many",
         "core": "weightshare._core.mixing.mix",
-        "writer": "weightshare.checkpoint.CheckpointWriter.write",
+        "writer": "weightshare.checkpoint.CheckpointWriter.write_many",
         "publish": "weightshare.merging.staging.StagedFiles.publish",
+        "commit": "weightshare.checkpoint.CheckpointWriter.commit",
     }
     if room in targets:
         monkeypatch.setattr(targets[room], fail)
     progress = fail if room == "progress" else None
-    with pytest.raises(type(error)):
-        ws.merge_checkpoints(pair, tmp_path / "out", progress=progress)
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    with pytest.raises(type(error)) as caught:
+        ws.merge_checkpoints(pair, out, progress=progress)
+    began = room in ("progress", "publish", "commit")
+    assert out.exists() == began
+    monkeypatch.undo()
+    if began:
+        assert contents(out) == {}
+        assert "goes on from there" in caught.value.__notes__[0]
+    report = ws.merge_checkpoints(pair, out)
+    assert report.bytes_reused == (report.bytes_written if began else 0)
+    ws.merge_checkpoints(pair, tmp_path / "new")
+    assert contents(out) == contents(tmp_path / "new")
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
 
 
 def test_a_failed_commit_takes_the_small_files_back(
@@ -416,12 +472,21 @@ def test_overflow_is_an_error_a_warning_or_allowed(
     """Finite weights that overflow the output are told by tensor, count and first index."""
     big = np.float32([1, 1e30, 2, -1e30])
     recipe = linear(make_model("a", {"w": big}), make_model("b", {"w": big}), out_dtype="float16")
-    message = refused(recipe, tmp_path / "out", ws.merging.NonFiniteError)
+    with pytest.raises(ws.merging.NonFiniteError) as caught:
+        ws.merge_checkpoints(recipe, tmp_path / "out")
+    message = str(caught.value)
+    assert contents(tmp_path / "out") == {}
     assert "w: 2 of 4 elements became NaN or infinite from finite inputs" in message
     assert "first at flat index 1" in message
     report = ws.merge_checkpoints(recipe, tmp_path / "warned", nan="warn")
     assert len(report.warnings) == 1
-    assert ws.merge_checkpoints(recipe, tmp_path / "allowed", nan="allow").warnings == ()
+    for word in ("ignore", "allow"):
+        report = ws.merge_checkpoints(recipe, tmp_path / word, nan=word)
+        assert report.warnings == ()
+        assert report.nonfinite == {"w": 2}
+    record = json.loads((tmp_path / "ignore" / "provenance.json").read_text())
+    assert record["tensors"]["w"]["nonfinite"] == {"made": 2, "inherited": 0}
+    assert contents(tmp_path / "ignore") == contents(tmp_path / "warned")
 
 
 def test_inputs_that_are_not_finite_are_a_warning(

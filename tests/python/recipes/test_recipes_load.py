@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightshare.errors import ArgumentTypeError, RecipeError
-from weightshare.recipes.load import MAX_DEPTH, load_document, parse_text
+from weightshare.recipes.load import (
+    MAX_DEPTH,
+    Document,
+    load_documents,
+    parse_documents,
+)
+
+
+def parse_text(text: str) -> Document:
+    (document,) = parse_documents(text)
+    return document
 
 
 def value(text: str) -> object:
@@ -125,7 +135,7 @@ def test_a_recipe_above_one_megabyte_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yml").write_text(text)
     for recipe in (text, tmp_path / "r.yml"):
         with pytest.raises(RecipeError, match="larger than 1 MB"):
-            load_document(recipe)
+            load_documents(recipe)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +144,9 @@ def test_a_recipe_above_one_megabyte_is_refused(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.system [ls]\n", "has the tag"),
         ("a: !thing 1\n", "has the tag"),
         ("- a\n- b\n", "expected keys such as merge_method"),
-        ("a: 1\n---\nb: 2\n", "several documents"),
+        ("a: 1\n---\n- b\n", "expected keys such as merge_method"),
+        ("a: 1\n" + "---\na: 1\n" * 100, "more than 100 documents"),
+        ("---\n---\n", "is empty"),
         ("a: [1, 2\n", r"line 2"),
         ("? [a]\n: 1\n", "key that is a list"),
         ("a: " + "9" * 5000, "more than 30 digits"),
@@ -152,20 +164,43 @@ def test_a_recipe_is_a_path_a_text_or_a_mapping(tmp_path: Path) -> None:
     """The three forms give the same contents; a path also gives its folder."""
     path = tmp_path / "r.yml"
     path.write_text("merge_method: linear\n")
-    for recipe in (path, str(path), "merge_method: linear\n", {"merge_method": "linear"}):
-        assert load_document(recipe).data == {"merge_method": "linear"}
-    assert load_document(path).folder == tmp_path.resolve()
-    assert load_document({"a": 1}).folder is None
+    for recipe in (
+        path,
+        str(path),
+        "merge_method: linear\n",
+        {"merge_method": "linear"},
+    ):
+        assert load_documents(recipe)[0].data == {"merge_method": "linear"}
+    assert load_documents(path)[0].folder == tmp_path.resolve()
+    assert load_documents({"a": 1})[0].folder is None
 
 
 def test_other_recipes_are_refused(tmp_path: Path) -> None:
     """A missing file, binary data and other types are told apart."""
     with pytest.raises(RecipeError, match=r"missing\.yml cannot be read"):
-        load_document(tmp_path / "missing.yml")
+        load_documents(tmp_path / "missing.yml")
     (tmp_path / "b.yml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(RecipeError, match="not UTF-8"):
-        load_document(tmp_path / "b.yml")
+        load_documents(tmp_path / "b.yml")
     with pytest.raises(RecipeError, match="holds what YAML cannot"):
-        load_document({"a": object()})
+        load_documents({"a": object()})
     with pytest.raises(ArgumentTypeError, match="expected a path, YAML text or a mapping"):
-        load_document(3)  # type: ignore[arg-type]
+        load_documents(3)  # type: ignore[arg-type]
+
+
+def test_documents_keep_their_own_text_and_the_whole(tmp_path: Path) -> None:
+    """Each with its anchors; a lone one has all of the text, comments too."""
+    text = "# first\na: &x {w: 1}\n---\n# second\nb: 2\n...\n---\n"
+    one, two = parse_documents(text)
+    assert (one.data, two.data) == ({"a": {"w": 1}}, {"b": 2})
+    assert (one.anchors, two.anchors) == ({"a"}, set())
+    assert one.whole == two.whole == text
+    assert "# second\nb: 2" in two.text
+    (alone,) = parse_documents("# kept\na: 1\n")
+    assert alone.text == alone.whole == "# kept\na: 1\n"
+
+
+def test_an_alias_does_not_reach_another_document() -> None:
+    """Anchors end with their document."""
+    with pytest.raises(RecipeError, match="undefined alias"):
+        parse_documents("a: &x 1\n---\nb: *x\n")

@@ -103,7 +103,10 @@ def test_a_gradient_of_booleans_is_refused(make_model: Make, linear: Recipe) -> 
 def test_a_filter_that_matches_nothing_is_a_warning(make_model: Make, linear: Recipe) -> None:
     """It is probably a misspelt name."""
     recipe = linear(make_model("a"), make_model("b"))
-    recipe["models"][0]["parameters"]["weight"] = [{"filter": "mpl", "value": 2}, {"value": 1}]
+    recipe["models"][0]["parameters"]["weight"] = [
+        {"filter": "mpl", "value": 2},
+        {"value": 1},
+    ]
     (warning,) = ws.plan_merge(recipe).warnings
     assert warning.endswith("the filter 'mpl' matches no tensor")
 
@@ -119,7 +122,7 @@ def test_weights_whose_sum_overflows_are_told_so(make_model: Make, linear: Recip
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("lm_head.weight", "tie_word_embeddings"), ("w.lora_A.weight", "LoRA adapters")],
+    [("lm_head.weight", "tie_word_embeddings"), ("w.lora_A.weight", "LoRA adapter")],
 )
 def test_tied_heads_and_adapters_are_told_with_a_remedy(
     name: str, word: str, make_model: Make, linear: Recipe
@@ -130,15 +133,6 @@ def test_tied_heads_and_adapters_are_told_with_a_remedy(
     for order in (paths, paths[::-1]):
         with pytest.raises(RecipeError, match=word):
             ws.plan_merge(linear(*order))
-
-
-def test_the_tokenizer_of_the_base_is_a_remark(make_model: Make, linear: Recipe) -> None:
-    """Copying does what tokenizer_source: base asks; other sources come later."""
-    models = make_model("a"), make_model("b")
-    plan = ws.plan_merge(linear(*models, tokenizer_source="base"))
-    assert [w.split(":")[0] for w in plan.warnings] == ["tokenizer_source"]
-    with pytest.raises(RecipeError, match="tokenizer_source: is not supported"):
-        ws.plan_merge(linear(*models, tokenizer_source="union"))
 
 
 def test_a_file_that_is_too_large_to_copy_is_told(make_model: Make, linear: Recipe) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 import weightshare as ws
 from weightshare.errors import ArgumentError, ArgumentTypeError, RecipeError
-from weightshare.recipes.settings import Depths, interpolated
+from weightshare.recipes.layout import Depths
+from weightshare.recipes.settings import interpolated
 
 Make = Callable[..., Path]
 Recipe = Callable[..., dict[str, Any]]
@@ -49,7 +50,7 @@ def test_one_report_holds_every_problem(make_model: Make) -> None:
                 {"model": str(b), "parametrs": {}},
             ],
             "parameters": {"normalise": True},
-            "slices": [],
+            "slices": [{"sources": [{"model": str(a), "layer_range": [0, 1]}]}],
         }
     )
     report = "\n".join(found)
@@ -63,7 +64,7 @@ def test_one_report_holds_every_problem(make_model: Make) -> None:
         "models[3]: unknown key 'parametrs'; did you mean 'parameters'?",
         "models[3].model:",
         "parameters.normalise: unknown parameter; did you mean 'normalize'?",
-        "slices: is not supported in this version",
+        "slices: is given beside models; exactly one of models, slices and modules is expected",
         "w: the shapes differ",
         "only_a",
         "dtypes F32, I32 of one tensor cannot be merged, convert the models to one: v",
@@ -77,20 +78,47 @@ def test_one_report_holds_every_problem(make_model: Make) -> None:
     ("change", "message"),
     [
         ({"merge_method": "tiess"}, "unknown method 'tiess'; did you mean 'ties'?"),
-        ({"merge_method": "ties"}, "'ties' is not available in this version; available are linear"),
         ({"merge_method": None}, "merge_method: is missing; available are linear"),
         ({"models": []}, "models: expected a list of at least one model"),
         ({"models": [3]}, "models[0]: expected the keys model and parameters"),
-        ({"models": [{"parameters": {}}]}, "models[0].model: expected the path of a model"),
-        ({"tokenizer_source": "union"}, "tokenizer_source: is not supported in this version"),
-        ({"tokenizer": {}}, "tokenizer: is not supported in this version"),
-        ({"chat_template": "auto"}, "chat_template: is not supported in this version"),
-        ({"modules": {"a": {}}}, "modules: is not supported in this version"),
+        (
+            {"models": [{"parameters": {}}]},
+            "models[0].model: expected the path of a model",
+        ),
+        ({"tokenizer": {"sorce": "base"}}, "tokenizer: unknown key 'sorce'"),
+        ({"chat_template": "chatlm"}, "chat_template: unknown name 'chatlm'"),
+        ({"modules": {"a": {}}}, "modules: is given beside models"),
+        (
+            {"models": None, "modules": {"a": {}}},
+            "modules.a.models: expected a list of at least",
+        ),
+        (
+            {"models": None, "modules": {"a": 3}},
+            "modules.a: expected the keys models or slices",
+        ),
+        (
+            {"models": None, "modules": [1]},
+            "modules: expected names of modules, got [1]",
+        ),
+        (
+            {"models": None, "slices": [{}]},
+            "slices[0].sources: expected a list of at least one",
+        ),
+        (
+            {"name": "a/b"},
+            "name: expected a text of at most 100 letters, without slashes",
+        ),
         ({"parameters": [1]}, "parameters: expected names and values, got [1]"),
-        ({"parameters": {"normalize": 3}}, "parameters.normalize: expected true or false, got 3"),
+        (
+            {"parameters": {"normalize": 3}},
+            "parameters.normalize: expected true or false, got 3",
+        ),
         ({"dtype": "int64"}, "dtype: expected one of"),
         ({"out_dtype": "floot32"}, "did you mean 'float32'?"),
-        ({"merge_method": "task_arithmetic"}, "base_model: is missing, and task_arithmetic needs"),
+        (
+            {"merge_method": "task_arithmetic"},
+            "base_model: is missing, and task_arithmetic needs",
+        ),
         ({"base_model": "nowhere"}, "base_model: there is no folder or file 'nowhere'"),
         ({"surprise": 1}, "surprise: unknown key"),
     ],
@@ -111,8 +139,14 @@ def test_each_message_names_its_key(
         (None, "expected a number, got None"),
         ([0.1, "x"], "expected a number, got 'x'"),
         ({"filter": "w"}, "has no value"),
-        ({"filter": 3, "value": 1}, "filter: expected a part of a tensor's name, got 3"),
-        ({"filtre": "w", "value": 1}, "unknown key 'filtre'; expected filter and value"),
+        (
+            {"filter": 3, "value": 1},
+            "filter: expected a part of a tensor's name, got 3",
+        ),
+        (
+            {"filtre": "w", "value": 1},
+            "unknown key 'filtre'; expected filter and value",
+        ),
         (
             [{"filter": "nothing", "value": 1}],
             "is missing, and linear needs it for every tensor: w",
@@ -146,10 +180,9 @@ def test_missing_and_extra_tensors_are_told_with_the_nearest(
     """Names that only one model has are problems in both directions, never dropped."""
     a = make_model("a", {"layer.weight": ONE, "w": ONE})
     b = make_model("b", {"layer.wieght": ONE, "w": ONE})
-    found = "\n".join(problems(linear(a, b)))
-    assert "lacks 1 tensor that" in found
-    assert "layer.weight; did you mean 'layer.wieght'?" in found
-    assert "has 1 tensor that" in found
+    of_b, of_a = problems(linear(a, b))
+    assert of_b.startswith(f"{b} lacks 1 tensor that {a} has: layer.weight; did you mean")
+    assert of_a.startswith(f"{a} lacks 1 tensor that {b} has: layer.wieght; did you mean")
 
 
 def test_a_vocabulary_mismatch_says_what_it_needs(make_model: Make, linear: Recipe) -> None:
@@ -185,30 +218,6 @@ def test_damaged_files_are_in_the_report_and_its_cause(make_model: Make, linear:
     assert isinstance(caught.value.__cause__, ws.errors.CheckpointError)
 
 
-def test_quantised_models_are_refused(make_model: Make, linear: Recipe) -> None:
-    """Codes are never averaged."""
-    a = make_model("a", config={"quantization_config": {"bits": 4}})
-    b = make_model("b", {"w": np.ones((2, 3), ml_dtypes.float8_e4m3fn)})
-    found = "\n".join(problems(linear(a, b)))
-    assert "is quantised" in found
-    b2 = make_model("b2", {"w": np.ones((2, 3), ml_dtypes.float8_e4m3fn)})
-    assert "dtype F8_E4M3 cannot be merged in this version" in problems(linear(b, b2))[0]
-
-
-def test_references_that_come_later_are_told(make_model: Make, linear: Recipe) -> None:
-    """Adapters and revisions are refused by name, and the long form of a path works."""
-    a, b = make_model("a"), make_model("b")
-    recipe = linear(a, b)
-    recipe["models"][0]["model"] = "x+lora"
-    recipe["models"][1]["model"] = "y@main"
-    found = "\n".join(problems(recipe))
-    assert "adapters ('+lora') are not supported" in found
-    assert "revisions ('@revision') are not supported" in found
-    recipe["models"][0]["model"] = {"model": {"path": str(a)}, "lora": None}
-    recipe["models"][1]["model"] = {"model": {"path": str(b), "revision": "x"}}
-    assert problems(recipe) == ("models[1].model.revision: is not supported in this version",)
-
-
 def test_parameters_of_other_methods_are_warnings(make_model: Make, linear: Recipe) -> None:
     """Real recipes carry them from one method to the next."""
     recipe = linear(make_model("a"), make_model("b"), parameters={"int8_mask": True})
@@ -226,7 +235,7 @@ def test_a_base_that_is_not_merged_is_a_remark(make_model: Make, linear: Recipe)
     """A base that linear does not average in, and weights of a base, are told."""
     a, b = make_model("a"), make_model("b")
     (warning,) = ws.plan_merge(linear(a, base_model=str(b))).warnings
-    assert warning.startswith("base_model: linear does not average ")
+    assert warning.startswith("base_model: linear does not merge ")
     recipe = linear(a, b, base_model=str(b)) | {"merge_method": "task_arithmetic"}
     (warning,) = ws.plan_merge(recipe).warnings
     assert warning.startswith("models[1].parameters: not used, ")
@@ -280,7 +289,12 @@ def test_precedence_filters_and_gradients(make_model: Make) -> None:
 def test_depths_and_gradients_follow_the_formula() -> None:
     """t = k / (L - 1), 1 for a single layer, 0 outside; the value lies on straight lines."""
     depths = Depths(["a.0.w", "a.4.w", "b.0.w", "x"])
-    assert [depths[name] for name in ("a.1.w", "a.4.w", "b.0.w", "x")] == [0.25, 1.0, 1.0, 0.0]
+    assert [depths[name] for name in ("a.1.w", "a.4.w", "b.0.w", "x")] == [
+        0.25,
+        1.0,
+        1.0,
+        0.0,
+    ]
     assert interpolated((1.0, 3.0, 11.0), 0.75) == 7.0
     assert interpolated((4.0,), 1.0) == 4.0
 
@@ -336,7 +350,10 @@ def test_relative_paths_are_of_the_current_folder_then_of_the_recipe(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     plan = ws.plan_merge(tmp_path / "r.yml")
-    assert [model.path for model in plan.models] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert [model.path for model in plan.models] == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
     make_model("elsewhere/a")
     again = ws.plan_merge(tmp_path / "r.yml")
     assert again.models[0].path == str(elsewhere / "a")
@@ -357,7 +374,13 @@ def test_a_plan_is_plain_data(make_model: Make, linear: Recipe) -> None:
 def test_planning_reads_headers_only(make_model: Make, linear: Recipe) -> None:
     """A plan of files whose data is a hole of 3 GB comes at once and touches none of it."""
     header = json.dumps(
-        {"w": {"dtype": "BF16", "shape": [1_500_000_000], "data_offsets": [0, 3_000_000_000]}}
+        {
+            "w": {
+                "dtype": "BF16",
+                "shape": [1_500_000_000],
+                "data_offsets": [0, 3_000_000_000],
+            }
+        }
     ).encode()
     folders = [make_model("a"), make_model("b")]
     for folder in folders:
@@ -376,3 +399,38 @@ def test_arguments_are_checked(make_model: Make, linear: Recipe) -> None:
         ws.plan_merge(recipe, max_shard_size="big")
     with pytest.raises(ArgumentTypeError, match="seed: expected an integer"):
         ws.plan_merge(recipe, seed=1.5)  # type: ignore[arg-type]
+
+
+def test_a_base_that_is_not_listed_joins_the_models_of_karcher(make_model: Make) -> None:
+    """As the last; one that is listed stays in its place."""
+    a, b, c = (make_model(name) for name in "abc")
+    recipe = {"merge_method": "karcher", "models": [{"model": str(a)}, {"model": str(b)}]}
+    for base, expected in ((c, [0, 1, 2]), (a, [0, 1])):
+        (tensor,) = ws.plan_merge(recipe | {"base_model": str(base)}).tensors
+        assert [source.model for source in tensor.sources] == expected
+        assert tensor.base is None
+
+
+def test_an_optional_base_is_not_one_of_the_models(make_model: Make, linear: Recipe) -> None:
+    """nuslerp goes between two models, and from their base where there is one."""
+    a, b, c = (make_model(name) for name in "abc")
+    recipe = linear(a, b) | {"merge_method": "nuslerp"}
+    for base, expected in ((None, None), (c, 2)):
+        (tensor,) = ws.plan_merge(recipe | {"base_model": base and str(base)}).tensors
+        assert [source.model for source in tensor.sources] == [0, 1]
+        assert (tensor.base and tensor.base.model) == expected
+    found = problems(recipe | {"base_model": str(b)})
+    assert "models: nuslerp merges 2 beside the base, got 1" in found
+
+
+def test_a_recipe_that_is_refused_downloads_nothing(
+    make_model: Make, linear: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A misspelt word is told at once, not after the models have come."""
+
+    def download(*_: Any, **__: Any) -> None:
+        pytest.fail("a model was looked for in the hub")
+
+    monkeypatch.setattr("weightshare.recipes.sources.find_in_hub", download)
+    recipe = linear(make_model("a"), Path("org/model"), surprise=1)
+    assert problems(recipe) == ("surprise: unknown key",)

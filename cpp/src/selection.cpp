@@ -1,0 +1,217 @@
+#include "weightshare/selection.hpp"
+
+#include <algorithm>
+#include <mutex>
+#include <string>
+
+#include "deltas.hpp"
+#include "weightshare/error.hpp"
+
+namespace weightshare {
+namespace {
+
+constexpr std::size_t kStretch = std::size_t{1} << 20U;  // elements of a histogram of its own
+constexpr std::size_t kGroup = 32;
+constexpr std::size_t kTurns = 4;
+
+template <class Real>
+constexpr int kLevels = sizeof(Real) == 4 ? 2 : 4;
+
+/// Bits below the digit of a level; the last digit has 15 bits and the others 16.
+template <class Real>
+constexpr int shift_of(int level) {
+  return level == kLevels<Real> - 1 ? 0 : (kLevels<Real> - 1 - level) * 16 - 1;
+}
+
+template <class Real>
+std::size_t digit_of(Bits<Real> key, int level) {
+  const auto mask = static_cast<Bits<Real>>(level == kLevels<Real> - 1 ? 0x7fff : 0xffff);
+  return static_cast<std::size_t>((key >> shift_of<Real>(level)) & mask);
+}
+
+void check(const Rankable& tensors) {
+  require<ShapeError>(!tensors.w.empty(), "selection: needs at least one tensor");
+  const std::size_t count = tensors.w[0].count;
+  bool fits = tensors.base == nullptr || tensors.base->count == count;
+  for (const ConstBuffer& tensor : tensors.w) {
+    fits = fits && tensor.count == count;
+  }
+  require<ShapeError>(fits, "selection: all tensors and the base must have the same number of elements");
+}
+
+/// Blocks of keys of a stretch, one ranking after the other.
+template <class Real>
+class KeyReader {
+ public:
+  static constexpr std::size_t kBlock = Deltas<Real>::kBlock;
+
+  explicit KeyReader(const Rankable& tensors) : tensors_(tensors), deltas_(tensors.w, tensors.base) {}
+
+  /// visit(ranking, keys, start, count) for every block of [start, stop).
+  template <class Visit>
+  void read(std::size_t start, std::size_t stop, const Visit& visit) {
+    for (std::size_t x = start; x < stop; x += kBlock) {
+      const std::size_t count = std::min(kBlock, stop - x);
+      deltas_.read(x, count);
+      for (std::size_t k = 0; k < tensors_.rankings(); ++k) {
+        if (tensors_.quantity == Quantity::variance) {
+          deltas_.variance_keys(keys_, sums_, count);
+        } else {
+          deltas_.keys(k, keys_, count);
+        }
+        visit(k, static_cast<const Bits<Real>*>(keys_), x, count);
+      }
+    }
+  }
+
+ private:
+  Rankable tensors_;
+  Deltas<Real> deltas_;
+  Bits<Real> keys_[kBlock];
+  Real sums_[kBlock];
+};
+
+/// found(x) for every key with those leading bits; most groups hold none, which one comparison tells.
+template <class Key, class Found>
+void for_matches(const Key* keys, std::size_t count, int shift, Key prefix, const Found& found) {
+  for (std::size_t x = 0; x < count; x += kGroup) {
+    const std::size_t stop = std::min(count, x + kGroup);
+    Key any = 0;
+    if (stop == x + kGroup) {
+      for (std::size_t i = 0; i < kGroup; ++i) {
+        any |= static_cast<Key>((keys[x + i] >> shift) == prefix);
+      }
+    } else {
+      any = 1;
+    }
+    for (std::size_t i = x; any != 0 && i < stop; ++i) {
+      if ((keys[i] >> shift) == prefix) {
+        found(i);
+      }
+    }
+  }
+}
+
+/// Counts in several histograms in turn: equal neighbours would wait for one another in one of them.
+template <class Key>
+void count_first(const Key* keys, std::size_t count, int shift, std::uint32_t* counts, std::size_t stride) {
+  std::uint32_t zeros = 0;
+  for (std::size_t x = 0; x < count; ++x) {
+    zeros += keys[x] == 0 ? 1U : 0U;
+  }
+  counts[kDigits] += zeros;
+  std::size_t x = 0;
+  for (; x + kTurns <= count; x += kTurns) {
+    for (std::size_t turn = 0; turn < kTurns; ++turn) {
+      ++counts[turn * stride + static_cast<std::size_t>(keys[x + turn] >> shift)];
+    }
+  }
+  for (; x < count; ++x) {
+    ++counts[static_cast<std::size_t>(keys[x] >> shift)];
+  }
+}
+
+template <class Real>
+void count_as(std::span<std::int64_t> counts, const Rankable& tensors, int level,
+    std::span<const std::int64_t> prefixes, const Execution& execution) {
+  require<ArgumentError>(level >= 0 && level < kLevels<Real>,
+      "level: expected 0 to " + std::to_string(kLevels<Real> - 1) + ", got " + std::to_string(level));
+  const std::size_t total = tensors.w[0].count;
+  std::mutex adding;
+  for_blocks((total + kStretch - 1) / kStretch, execution, [&](std::size_t stretch) {
+    std::vector<std::uint32_t> found(counts.size() * (level == 0 ? kTurns : 1));
+    KeyReader<Real> reader(tensors);
+    reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
+        [&](std::size_t k, const Bits<Real>* keys, std::size_t, std::size_t count) {
+          std::uint32_t* const mine = found.data() + k * kHistogram;
+          if (level == 0) {
+            return count_first(keys, count, shift_of<Real>(0), mine, counts.size());
+          }
+          for_matches(keys, count, shift_of<Real>(level - 1), static_cast<Bits<Real>>(prefixes[k]),
+              [&](std::size_t x) { ++mine[digit_of<Real>(keys[x], level)]; });
+        });
+    const std::lock_guard<std::mutex> lock(adding);
+    for (std::size_t i = 0; i < found.size(); i += counts.size()) {
+      for (std::size_t k = 0; k < counts.size(); ++k) {
+        counts[k] += found[i + k];
+      }
+    }
+  });
+}
+
+template <class Real>
+Gathered gather_as(const Rankable& tensor, int level, std::int64_t prefix, const Execution& execution) {
+  const std::size_t total = tensor.w[0].count;
+  std::vector<Gathered> parts((total + kStretch - 1) / kStretch);
+  for_blocks(parts.size(), execution, [&](std::size_t stretch) {
+    KeyReader<Real> reader(tensor);
+    Gathered& part = parts[stretch];
+    reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
+        [&](std::size_t, const Bits<Real>* keys, std::size_t start, std::size_t count) {
+          for_matches(
+              keys, count, shift_of<Real>(level), static_cast<Bits<Real>>(prefix), [&](std::size_t x) {
+                part.keys.push_back(keys[x]);
+                part.places.push_back(static_cast<std::int64_t>(start + x));
+              });
+        });
+  });
+  Gathered all;
+  for (const Gathered& part : parts) {
+    all.keys.insert(all.keys.end(), part.keys.begin(), part.keys.end());
+    all.places.insert(all.places.end(), part.places.begin(), part.places.end());
+  }
+  return all;
+}
+
+template <class Real>
+void mark_as(
+    std::span<std::uint8_t> bits, const Rankable& tensor, std::int64_t key, const Execution& execution) {
+  const std::size_t total = tensor.w[0].count;
+  std::fill(bits.begin(), bits.end(), std::uint8_t{0});
+  for_blocks((total + kStretch - 1) / kStretch, execution, [&](std::size_t stretch) {
+    KeyReader<Real> reader(tensor);
+    reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
+        [&](std::size_t, const Bits<Real>* keys, std::size_t start, std::size_t count) {
+          for (std::size_t x = 0; x < count; ++x) {
+            const unsigned same = keys[x] == static_cast<Bits<Real>>(key) ? 1U : 0U;
+            std::uint8_t& byte = bits[(start + x) / 8];
+            byte = static_cast<std::uint8_t>(byte | (same << (x % 8)));
+          }
+        });
+  });
+}
+
+}  // namespace
+
+void count_digits(std::span<std::int64_t> counts, const Rankable& tensors, int level,
+    std::span<const std::int64_t> prefixes, const Execution& execution) {
+  check(tensors);
+  require<ShapeError>(
+      counts.size() == tensors.rankings() * kHistogram && prefixes.size() == tensors.rankings(),
+      "selection: needs one histogram and one prefix for each ranking");
+  if (tensors.wide) {
+    return count_as<double>(counts, tensors, level, prefixes, execution);
+  }
+  count_as<float>(counts, tensors, level, prefixes, execution);
+}
+
+Gathered gather_digits(const Rankable& tensor, int level, std::int64_t prefix, const Execution& execution) {
+  check(tensor);
+  require<ShapeError>(tensor.rankings() == 1, "selection: gathers from one ranking at a time");
+  require<ArgumentError>(level >= 0 && level < (tensor.wide ? 4 : 2), "level: there is no such digit");
+  return tensor.wide ? gather_as<double>(tensor, level, prefix, execution)
+                     : gather_as<float>(tensor, level, prefix, execution);
+}
+
+void mark_key(
+    std::span<std::uint8_t> bits, const Rankable& tensor, std::int64_t key, const Execution& execution) {
+  check(tensor);
+  require<ShapeError>(tensor.rankings() == 1 && bits.size() == (tensor.w[0].count + 7) / 8,
+      "selection: marks one ranking at a time, one bit for each element");
+  if (tensor.wide) {
+    return mark_as<double>(bits, tensor, key, execution);
+  }
+  mark_as<float>(bits, tensor, key, execution);
+}
+
+}  // namespace weightshare
