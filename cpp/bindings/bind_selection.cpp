@@ -50,15 +50,24 @@ void count_arrays(const py::array& counts, const Arrays& w, const Base& base, in
   count_digits({result, size}, ranked.rankable(), level, prefixes, ranked.how);
 }
 
-py::tuple gather_arrays(const Arrays& w, const Base& base, int level, std::int64_t prefix,
-    const std::string& quantity, bool wide, int threads) {
+py::list gather_arrays(const Arrays& w, const Base& base, int level, const std::vector<std::size_t>& which,
+    const std::vector<std::int64_t>& prefixes, const std::string& quantity, bool wide, int threads) {
+  require<ShapeError>(which.size() == prefixes.size(), "prefixes: expected one for each of which");
   const Ranked ranked(w, base, quantity, wide, threads);
-  Gathered found;
+  std::vector<Wanted> wanted(which.size());
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    wanted[i] = {which[i], prefixes[i]};
+  }
+  std::vector<Gathered> found;
   {
     const py::gil_scoped_release unlocked;
-    found = gather_digits(ranked.rankable(), level, prefix, ranked.how);
+    found = gather_digits(ranked.rankable(), level, wanted, ranked.how);
   }
-  return py::make_tuple(array_of(found.keys), array_of(found.places));
+  py::list pairs;
+  for (const Gathered& one : found) {
+    pairs.append(py::make_tuple(array_of(one.keys), array_of(one.places)));
+  }
+  return pairs;
 }
 
 py::array_t<std::uint8_t> mark_arrays(const Arrays& w, const Base& base, std::int64_t key,
@@ -81,9 +90,9 @@ void bind_selection(py::module_& parent) {
   m.def("count_digits", &count_arrays, "counts"_a, "w"_a, "base"_a, "level"_a, "prefixes"_a,
       "quantity"_a = "magnitude", "wide"_a = false, "threads"_a = 1,
       "Add to one histogram for each tensor the digits at a level of the elements with its prefix.");
-  m.def("gather_digits", &gather_arrays, "w"_a, "base"_a, "level"_a, "prefix"_a, "quantity"_a = "magnitude",
-      "wide"_a = false, "threads"_a = 1,
-      "Keys and places of the elements with that prefix, digits down to the level.");
+  m.def("gather_digits", &gather_arrays, "w"_a, "base"_a, "level"_a, "which"_a, "prefixes"_a,
+      "quantity"_a = "magnitude", "wide"_a = false, "threads"_a = 1,
+      "(keys, places) of the elements of a ranking with a prefix, digits down to the level, for each pair.");
   m.def("mark_key", &mark_arrays, "w"_a, "base"_a, "key"_a, "quantity"_a = "magnitude", "wide"_a = false,
       "threads"_a = 1, "One bit for each element, lowest first: whether its key is that one.");
 }

@@ -139,26 +139,34 @@ void count_as(std::span<std::int64_t> counts, const Rankable& tensors, int level
   });
 }
 
+using Parts = std::vector<Gathered>;
+
 template <class Real>
-Gathered gather_as(const Rankable& tensor, int level, std::int64_t prefix, const Execution& execution) {
-  const std::size_t total = tensor.w[0].count;
-  std::vector<Gathered> parts((total + kStretch - 1) / kStretch);
+Parts gather_as(
+    const Rankable& tensors, int level, std::span<const Wanted> wanted, const Execution& execution) {
+  const std::size_t total = tensors.w[0].count;
+  std::vector<Parts> parts((total + kStretch - 1) / kStretch, Parts(wanted.size()));
   for_blocks(parts.size(), execution, [&](std::size_t stretch) {
-    KeyReader<Real> reader(tensor);
-    Gathered& part = parts[stretch];
+    KeyReader<Real> reader(tensors);
     reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
-        [&](std::size_t, const Bits<Real>* keys, std::size_t start, std::size_t count) {
-          for_matches(
-              keys, count, shift_of<Real>(level), static_cast<Bits<Real>>(prefix), [&](std::size_t x) {
-                part.keys.push_back(keys[x]);
-                part.places.push_back(static_cast<std::int64_t>(start + x));
-              });
+        [&](std::size_t k, const Bits<Real>* keys, std::size_t start, std::size_t count) {
+          for (std::size_t i = 0; i < wanted.size(); ++i) {
+            Gathered& found = parts[stretch][i];
+            const auto prefix = static_cast<Bits<Real>>(wanted[i].prefix);
+            for_matches(
+                keys, wanted[i].ranking == k ? count : 0, shift_of<Real>(level), prefix, [&](std::size_t x) {
+                  found.keys.push_back(keys[x]);
+                  found.places.push_back(static_cast<std::int64_t>(start + x));
+                });
+          }
         });
   });
-  Gathered all;
-  for (const Gathered& part : parts) {
-    all.keys.insert(all.keys.end(), part.keys.begin(), part.keys.end());
-    all.places.insert(all.places.end(), part.places.begin(), part.places.end());
+  Parts all(wanted.size());
+  for (const Parts& part : parts) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      all[i].keys.insert(all[i].keys.end(), part[i].keys.begin(), part[i].keys.end());
+      all[i].places.insert(all[i].places.end(), part[i].places.begin(), part[i].places.end());
+    }
   }
   return all;
 }
@@ -195,12 +203,17 @@ void count_digits(std::span<std::int64_t> counts, const Rankable& tensors, int l
   count_as<float>(counts, tensors, level, prefixes, execution);
 }
 
-Gathered gather_digits(const Rankable& tensor, int level, std::int64_t prefix, const Execution& execution) {
-  check(tensor);
-  require<ShapeError>(tensor.rankings() == 1, "selection: gathers from one ranking at a time");
-  require<ArgumentError>(level >= 0 && level < (tensor.wide ? 4 : 2), "level: there is no such digit");
-  return tensor.wide ? gather_as<double>(tensor, level, prefix, execution)
-                     : gather_as<float>(tensor, level, prefix, execution);
+std::vector<Gathered> gather_digits(
+    const Rankable& tensors, int level, std::span<const Wanted> wanted, const Execution& execution) {
+  check(tensors);
+  for (const Wanted& one : wanted) {
+    require<ArgumentError>(one.ranking < tensors.rankings(), "which: expected 0 to " +
+                                                                 std::to_string(tensors.rankings() - 1) +
+                                                                 ", got " + std::to_string(one.ranking));
+  }
+  require<ArgumentError>(level >= -1 && level < (tensors.wide ? 4 : 2), "level: there is no such digit");
+  return tensors.wide ? gather_as<double>(tensors, level, wanted, execution)
+                      : gather_as<float>(tensors, level, wanted, execution);
 }
 
 void mark_key(

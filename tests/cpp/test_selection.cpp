@@ -62,7 +62,8 @@ TEST_CASE("what is gathered and marked are the elements of a prefix and of a key
   const std::vector<float> values = numbers(1100003);
   const ConstBuffer w = view(values);
   const std::int64_t key = key_of(1.25F);
-  const Gathered found = gather_digits({{&w, 1}}, 0, key >> 15, {2, {}});
+  const Wanted wish{0, key >> 15};
+  const Gathered found = gather_digits({{&w, 1}}, 0, {&wish, 1}, {2, {}})[0];
   std::vector<std::uint8_t> bits((values.size() + 7) / 8, 0xff);
   mark_key(bits, {{&w, 1}}, key, {2, {}});
   std::size_t next = 0;
@@ -84,7 +85,8 @@ TEST_CASE("every NaN has one key, above infinity") {
   const std::vector<float> values{std::bit_cast<float>(0xffffffffU), quiet, -quiet,
       std::numeric_limits<float>::infinity(), std::bit_cast<float>(0x7f800001U)};
   const ConstBuffer w = view(values);
-  const Gathered found = gather_digits({{&w, 1}}, 1, std::bit_cast<std::int32_t>(quiet), {1, {}});
+  const Wanted wish{0, std::bit_cast<std::int32_t>(quiet)};
+  const Gathered found = gather_digits({{&w, 1}}, 1, {&wish, 1}, {1, {}})[0];
   CHECK(found.places == std::vector<std::int64_t>{0, 1, 2, 4});
   CHECK(found.keys[0] > key_of(values[3]));
 }
@@ -111,5 +113,8 @@ TEST_CASE("what does not fit is refused") {
   CHECK_THROWS_AS(count_digits(counts, {{&w, 1}, &shorter}, 0, none, {}), ShapeError);
   CHECK_THROWS_AS(count_digits(counts, {{&w, 1}}, 2, none, {}), ArgumentError);
   CHECK_THROWS_AS(count_digits(counts, {}, 0, none, {}), ShapeError);
-  CHECK_THROWS_AS(gather_digits({{&w, 1}}, -1, 0, {}), ArgumentError);
+  const Wanted wish[2] = {{0, 0}, {1, 0}};
+  CHECK_THROWS_AS(gather_digits({{&w, 1}}, -2, {wish, 1}, {}), ArgumentError);
+  CHECK_THROWS_AS(gather_digits({{&w, 1}}, 0, wish, {}), ArgumentError);
+  CHECK(gather_digits({{&w, 1}}, -1, {wish, 1}, {})[0].keys.size() == 10);
 }

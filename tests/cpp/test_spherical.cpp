@@ -75,7 +75,10 @@ TEST_CASE("right angles, equal, opposite and missing vectors have the coefficien
   const Coefficients none = spherical_coefficients(0.0, 0.0, 1.0, 0.5);
   CHECK(none.second == doctest::Approx(std::sqrt(0.5)));
   const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double infinity = std::numeric_limits<double>::infinity();
   CHECK(std::isnan(spherical_coefficients(nan, nan, 1.0, 0.5).first));
+  CHECK(std::isnan(spherical_coefficients(infinity, 0.0, 1.0, 0.5).second));
+  CHECK(std::isnan(stock_ratio(std::vector<double>{infinity, 0, 0, 1}, 2)));
 }
 
 TEST_CASE(

@@ -26,10 +26,12 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import mergekit_documents  # noqa: E402
+import mergekit_methods  # noqa: E402
 from mergekit_models import MODELS, read_safetensors, write_model  # noqa: E402
-from mergekit_recipes import SEEDS, drawn, exact, refused  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SEEDS = (1, 2, 3, 4)
 CONFIG_KEYS = ("num_hidden_layers", "vocab_size", "torch_dtype", "dtype", "tie_word_embeddings")
 
 
@@ -205,7 +207,8 @@ def make(program: Path, folder: Path, only: str) -> None:
             for path in sorted((runner.models / name).glob("*.json"))
         }
         models[name] = {"layout": layout, "files": others}
-    recipes = {name: told for name, told in exact().items() if name.startswith(only)}
+    exact = {**mergekit_methods.exact(), **mergekit_documents.exact()}
+    recipes = {name: told for name, told in exact.items() if name.startswith(only)}
     failed = runner.each(recipes, folder / "exact", 0)
     print("failed:", failed)
     cases = {}
@@ -218,13 +221,13 @@ def make(program: Path, folder: Path, only: str) -> None:
     index: dict[str, Any] = {"models": models, "cases": cases, "drawn": {}, "refused": {}}
     for seed in SEEDS if not only else ():
         out = folder / f"drawn-{seed}"
-        failed = runner.each(drawn(), out, seed)
+        failed = runner.each(mergekit_methods.drawn(), out, seed)
         print(f"seed {seed}, failed:", failed)
-        for name, recipe in drawn().items():
+        for name, recipe in mergekit_methods.drawn().items():
             case = index["drawn"].setdefault(name, {"recipe": recipe, "statistics": []})
             base, tuned = runner.models / "large", runner.models / "large-a"
             case["statistics"].append(statistics(base, tuned, out / name))
-    for name, recipe in refused().items() if not only else ():
+    for name, recipe in mergekit_documents.refused().items() if not only else ():
         accepted = runner.one(recipe, folder / "refused" / name)
         index["refused"][name] = {"recipe": recipe, "accepted": accepted}
         print(name, "is accepted" if accepted else "is refused")

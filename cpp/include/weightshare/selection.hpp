@@ -36,12 +36,19 @@ constexpr std::size_t kHistogram = kDigits + 1;
 void count_digits(std::span<std::int64_t> counts, const Rankable& tensors, int level,
     std::span<const std::int64_t> prefixes, const Execution& execution);
 
-/// The keys of the elements whose digits down to a level are `prefix`, and their places, in order.
+/// Elements of one ranking whose digits down to a level are `prefix`. At level -1, prefix 0 is every element.
+struct Wanted {
+  std::size_t ranking = 0;
+  std::int64_t prefix = 0;
+};
+
+/// The keys of the elements that are wanted, and their places, in order; one answer for each wish.
 struct Gathered {
   std::vector<std::int64_t> keys;
   std::vector<std::int64_t> places;
 };
-Gathered gather_digits(const Rankable& tensor, int level, std::int64_t prefix, const Execution& execution);
+std::vector<Gathered> gather_digits(
+    const Rankable& tensors, int level, std::span<const Wanted> wanted, const Execution& execution);
 
 /// Sets bit x % 8 of bits[x / 8] where element x has that key, and clears the others.
 void mark_key(

@@ -11,9 +11,9 @@ def count_digits(counts: numpy.ndarray, w: collections.abc.Sequence[numpy.ndarra
     """
     Add to one histogram for each tensor the digits at a level of the elements with its prefix.
     """
-def gather_digits(w: collections.abc.Sequence[numpy.ndarray], base: numpy.ndarray | None, level: typing.SupportsInt | typing.SupportsIndex, prefix: typing.SupportsInt | typing.SupportsIndex, quantity: str = 'magnitude', wide: bool = False, threads: typing.SupportsInt | typing.SupportsIndex = 1) -> tuple:
+def gather_digits(w: collections.abc.Sequence[numpy.ndarray], base: numpy.ndarray | None, level: typing.SupportsInt | typing.SupportsIndex, which: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], prefixes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], quantity: str = 'magnitude', wide: bool = False, threads: typing.SupportsInt | typing.SupportsIndex = 1) -> list:
     """
-    Keys and places of the elements with that prefix, digits down to the level.
+    (keys, places) of the elements of a ranking with a prefix, digits down to the level, for each pair.
     """
 def mark_key(w: collections.abc.Sequence[numpy.ndarray], base: numpy.ndarray | None, key: typing.SupportsInt | typing.SupportsIndex, quantity: str = 'magnitude', wide: bool = False, threads: typing.SupportsInt | typing.SupportsIndex = 1) -> numpy.typing.NDArray[numpy.uint8]:
     """

@@ -136,7 +136,9 @@ class SourceFile:
         size = self._identity[0]
         first = bytearray(min(8, size))
         self.read_into(0, memoryview(first))
-        if bytes(first).startswith(_PICKLE_STARTS):
+        # The length of a header of 640 bytes begins like a pickle; a pickle read as one is huge.
+        is_length = int.from_bytes(first, "little") <= min(size, limits.max_header_bytes)
+        if bytes(first).startswith(_PICKLE_STARTS) and not is_length:
             raise problem("E103", path=self.path, detail="it starts as a pickle or a zip archive")
         raw = bytearray(header_length(bytes(first), size, self.path, limits))
         self.read_into(8, memoryview(raw))

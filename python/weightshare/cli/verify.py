@@ -40,9 +40,9 @@ def verify(
     Example:
       weightshare verify merged
     """
-    from weightshare.merging.integrity import verify_folder
+    from weightshare.merging.integrity import verify_checkpoint
 
-    report = verify_folder(path, nan=nan, threads=threads, progress=not no_progress)
+    report = verify_checkpoint(path, nan=nan, threads=threads, progress=not no_progress)
     if as_json:
         print_json(report.to_json())
     else:

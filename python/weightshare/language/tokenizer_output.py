@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightshare.errors import ArgumentError
@@ -78,6 +80,7 @@ def _fast(
     if removed:
         content = as_json(_without(json.loads(content), set(removed)))
     tokenizer = _loaded(tokenizers, path, content)
+    del content
     wanted = {token: files.ids[token] for token in files.ids if token not in removed}
     # Tokens that only the small files beside it add; they come in the order of their ids.
     beside = sorted(files.added.keys() & wanted.keys(), key=wanted.__getitem__)
@@ -94,7 +97,12 @@ def _fast(
             " the ids have holes or added tokens out of order, which tokenizer.json cannot keep"
             " when tokens are added: renumber the tokenizer first, or merge with another one"
         )
-    return str(tokenizer.to_str(pretty=True)).encode()
+    del given, wanted
+    # Through a file: as a Python text it would take several times its bytes.
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / FAST_NAME
+        tokenizer.save(str(written), pretty=True)
+        return written.read_bytes()
 
 
 def _library(files: TokenizerFiles) -> Any:

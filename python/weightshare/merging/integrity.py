@@ -107,7 +107,7 @@ class VerifyReport:
         return f"<table>{rows}</table>"
 
 
-def verify_folder(
+def verify_checkpoint(
     path: str | os.PathLike[str],
     *,
     nan: str = "warn",
@@ -147,7 +147,7 @@ def verify_folder(
     >>> import weightshare as ws
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     ws.save_checkpoint(folder, {"w": np.array([1.0, np.inf])})
-    ...     report = verify_folder(folder)
+    ...     report = verify_checkpoint(folder)
     >>> report.problems, report.nonfinite
     ((), {'w': 1})
     """
@@ -168,7 +168,7 @@ def verify_folder(
 
 
 class _Check:
-    """One run of `verify_folder`."""
+    """One run of `verify_checkpoint`."""
 
     def __init__(self, checkpoint: Checkpoint, path: str, policy: NanPolicy) -> None:
         self._checkpoint = checkpoint

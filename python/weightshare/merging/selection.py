@@ -18,6 +18,8 @@ Steps = Generator[Pass, Any, Any]
 
 # Elements whose keys and places may be held, instead of looking at the tensor again: 32 MB.
 _MOST_HELD = 1 << 21
+# Tensors this small are sorted at once: a histogram has more bins than they have elements.
+_SMALL = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Ranking:
 
 
 def find_cuts(ranking: Ranking, wanted: Sequence[tuple[int, int]], exact: bool = False) -> Steps:
-    """Find which elements are the greatest, in two or three looks at a tensor.
+    """Find which elements are the greatest, in one to four looks at a tensor.
 
     Parameters
     ----------
@@ -87,6 +89,8 @@ def find_cuts(ranking: Ranking, wanted: Sequence[tuple[int, int]], exact: bool =
     """
     if not wanted:
         return []
+    if ranking.size <= _SMALL:
+        return (yield from _gather(ranking, -1, [(index, 0, k) for index, k in wanted]))
     counts = yield first_digits(ranking)
     return (yield from refine_cuts(ranking, counts, wanted, exact))
 
@@ -101,8 +105,36 @@ def refine_cuts(
 ) -> Steps:
     """Find the cuts, from the total of `first_digits`; see `find_cuts`."""
     room = _MOST_HELD // max(1, len(wanted))
-    steps = [_refine(ranking, index, k, counts[index], room, exact) for index, k in wanted]
-    return (yield from together(steps))
+    cuts: list[Cut | None] = [None] * len(wanted)
+    held, held_places, deeper, deeper_places = [], [], [], []
+    for place, (index, k) in enumerate(wanted):
+        digit, rest, here = _digit_of(counts[index], k)
+        zeros = int(counts[index][-1])
+        if digit == 0 and rest > here - zeros:
+            # A task vector of zero is nothing, kept or not.
+            cuts[place] = Cut(0, ranking.size)
+        elif rest == here and not exact:
+            cuts[place] = Cut(digit << ranking.shifts[0], ranking.size)
+        elif here <= room:
+            held.append((index, digit, rest))
+            held_places.append(place)
+        else:
+            deeper.append(_refine(ranking, index, digit, rest, room))
+            deeper_places.append(place)
+    first = [_gather(ranking, 0, held)] if held else []
+    found = yield from together([*first, *deeper])
+    settled = [*(found.pop(0) if held else []), *found]
+    for place, cut in zip([*held_places, *deeper_places], settled, strict=True):
+        cuts[place] = cut
+    return cuts
+
+
+def _digit_of(counts: Array, k: int) -> tuple[int, int, int]:
+    """Return the digit of the k-th greatest, its rank among those of that digit, and their number."""
+    from_top = np.cumsum(counts[-2::-1])
+    place = int(np.searchsorted(from_top, k))
+    digit = len(from_top) - 1 - place
+    return digit, k - (int(from_top[place - 1]) if place else 0), int(counts[digit])
 
 
 def together(steps: Sequence[Steps]) -> Steps:
@@ -158,50 +190,45 @@ def _count(ranking: Ranking, level: int, index: int | None, prefix: int) -> Pass
     return Pass(look, fold)
 
 
-def _refine(ranking: Ranking, index: int, k: int, counts: Array, room: int, exact: bool) -> Steps:
-    zeros, prefix = int(counts[-1]), 0
-    for level, shift in enumerate(ranking.shifts):
-        # The digit in which the k-th greatest lies, and its rank among those of that digit.
-        from_top = np.cumsum(counts[-2::-1])
-        place = int(np.searchsorted(from_top, k))
-        k -= int(from_top[place - 1]) if place else 0
-        digit = len(from_top) - 1 - place
+def _refine(ranking: Ranking, index: int, prefix: int, k: int, room: int) -> Steps:
+    """Follow the k-th greatest of a prefix down the digits, until the rest can be held."""
+    for level, shift in enumerate(ranking.shifts[1:], start=1):
+        counts = (yield _count(ranking, level, index, prefix))[0]
+        digit, k, here = _digit_of(counts, k)
         prefix = (prefix << (15 if shift == 0 else 16)) | digit
-        here = int(counts[digit])
-        if prefix == 0 and level == 0 and k > here - zeros:
-            return Cut(0, ranking.size)  # a task vector of zero is nothing, kept or not
-        if k == here and (not exact or shift == 0):
-            return Cut(prefix << shift, ranking.size)
-        if shift == 0:
-            return Cut(prefix, (yield from _place_of(ranking, index, prefix, k)))
-        if here <= room:
-            return (yield from _gather(ranking, index, level, prefix, k))
-        counts = (yield _count(ranking, level + 1, index, prefix))[0]
-    raise AssertionError("the last digit settles every cut")
+        if shift == 0 and k == here:
+            return Cut(prefix, ranking.size)
+        if here <= room and shift > 0:
+            return (yield from _gather(ranking, level, [(index, prefix, k)]))[0]
+    return Cut(prefix, (yield from _place_of(ranking, index, prefix, k)))
 
 
-def _gather(ranking: Ranking, index: int, level: int, prefix: int, k: int) -> Steps:
-    """Hold all elements of a digit, and rank them when they are all there."""
+def _gather(ranking: Ranking, level: int, wanted: list[tuple[int, int, int]]) -> Steps:
+    """Hold all elements of some (ranking, prefix), and cut off the first k, when they are there."""
 
-    def look(tile: Tile) -> tuple[Array, Array]:
+    def look(tile: Tile) -> list[tuple[Array, Array]]:
         from weightshare._core import selection as _selection
 
-        arrays, base = ranking.one(tile, index)
-        keys, places = _selection.gather_digits(
-            arrays, base, level, prefix, ranking.quantity, ranking.wide, tile.threads
+        which, prefixes, _ = zip(*wanted, strict=True)
+        found = _selection.gather_digits(
+            *(*ranking.read(tile), level, which, prefixes),
+            *(ranking.quantity, ranking.wide, tile.threads),
         )
-        return keys, places + tile.start
+        return [(keys, places + tile.start) for keys, places in found]
 
-    def fold(total: list[Any], told: tuple[Array, Array]) -> list[Any]:
+    def fold(total: list[Any], told: list[tuple[Array, Array]]) -> list[Any]:
         total.append(told)
         return total
 
-    found = yield Pass(look, fold, [])
-    keys = np.concatenate([part[0] for part in found])
-    places = np.concatenate([part[1] for part in found])
-    key = int(np.partition(keys, len(keys) - k)[len(keys) - k])
-    equal = places[keys == key]
-    return Cut(key, int(equal[k - 1 - int(np.count_nonzero(keys > key))]) + 1)
+    parts = yield Pass(look, fold, [])
+    cuts = []
+    for pieces, (_, _, k) in zip(zip(*parts, strict=True), wanted, strict=True):
+        keys = np.concatenate([keys for keys, _ in pieces])
+        places = np.concatenate([places for _, places in pieces])
+        key = int(np.partition(keys, len(keys) - k)[len(keys) - k])
+        equal = places[keys == key]
+        cuts.append(Cut(key, int(equal[k - 1 - int(np.count_nonzero(keys > key))]) + 1))
+    return cuts
 
 
 def _place_of(ranking: Ranking, index: int, key: int, k: int) -> Steps:

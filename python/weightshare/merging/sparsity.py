@@ -113,7 +113,7 @@ def by_band(low: Cut, top: Cut) -> Mask:
 
 def by_chance(tensor: Tensor, index: int, density: float) -> Mask:
     """Return the mask that keeps each element with that probability."""
-    return Mask("random", (_stream(tensor, index), int(density * _WORDS)))
+    return Mask("random", (_stream(tensor, index), math.ceil(density * _WORDS)))
 
 
 def by_rank(tensor: Tensor, index: int, density: float, epsilon: float) -> Mask:

@@ -392,7 +392,6 @@ SLERP = Method(
     max_models=1,
     survey=_survey_slerp,
     unit=at_chunks,
-    differs="a tensor without axes is merged; mergekit stops at it",
 )
 
 NUSLERP = Method(

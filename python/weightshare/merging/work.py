@@ -95,7 +95,7 @@ class Work:
         plan = self._plan
         specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors]
         if start.going_on is None:
-            require_space(self._place.folder, plan.disk_bytes)
+            require_space(self._place.folder, plan.disk_bytes + _record_bytes(plan))
         self.writer = CheckpointWriter(
             self._target,
             specs,
@@ -160,3 +160,8 @@ class Work:
                 f"{format_bytes(self.ledger.nbytes)} of {format_bytes(self._plan.nbytes)} are kept"
                 f" in {self._place.folder}; the same merge goes on from there"
             )
+
+
+def _record_bytes(plan: MergePlan) -> int:
+    """Return about how many bytes the provenance, the journal and the headers take."""
+    return 50_000 + sum(600 + 4 * len(tensor.name) for tensor in plan.tensors)

@@ -10,7 +10,13 @@ from weightshare.recipes.layout import layer_of, stands_before
 from weightshare.recipes.sources import SourceModel
 
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|output_layer)\.weight")
-_OTHER_EMBEDDINGS = ("wpe", "position", "token_type", "norm", "per_layer", "vision", "audio")
+_OF_TOKENS = re.compile(
+    r"(.*\.)?(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight"
+)
+_OTHER_EMBEDDINGS = (
+    *("wpe", "position", "pos_embed", "token_type", "norm", "per_layer"),
+    *("vision", "visual", "patch", "audio"),
+)
 _TIE = "tie_word_embeddings"
 
 
@@ -38,7 +44,8 @@ def tied_twin(model: SourceModel, name: str) -> str | None:
     if not is_head(name) or says_tied(model.config) is False:
         return None
     found = [other for other in model if is_token_embedding(other, model)]
-    return found[0] if len(found) == 1 else None
+    likely = [other for other in found if _OF_TOKENS.fullmatch(other)] or found
+    return likely[0] if len(likely) == 1 else None
 
 
 def is_token_embedding(name: str, model: SourceModel) -> bool:
@@ -47,7 +54,19 @@ def is_token_embedding(name: str, model: SourceModel) -> bool:
     if layer_of(name) is not None or any(part in text for part in _OTHER_EMBEDDINGS):
         return False
     shape = model.info(name).shape
-    return len(shape) == 2 and stands_before(name, shape[0], None)
+    return len(shape) == 2 and stands_before(name, shape[0], vocabulary_size(model.config))
+
+
+def vocabulary_size(config: dict[str, Any] | None) -> int | None:
+    """Return the ``vocab_size`` of a configuration, or of the part that is about text.
+
+    Examples
+    --------
+    >>> vocabulary_size({"text_config": {"vocab_size": 32000}})
+    32000
+    """
+    sizes = [part.get("vocab_size") for part in _parts(config)]
+    return next((size for size in sizes if type(size) is int), None)
 
 
 def says_tied(config: dict[str, Any] | None) -> bool | None:

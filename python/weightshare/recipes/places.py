@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightshare.merging.registry import nearest
+from weightshare.recipes.heads import vocabulary_size
 from weightshare.recipes.layout import (
     WHOLE_NAMES,
     Depths,
@@ -258,7 +259,7 @@ class Placement:
         after: dict[str, None] = {}
         for model, stack in stacks.items():
             opened = self._cast.models[model]
-            size = (opened.config or {}).get("vocab_size")
+            size = vocabulary_size(opened.config)
             for name in stack.outside:
                 if name not in before and name not in after:
                     shape = opened.info(name).shape

@@ -23,6 +23,8 @@ _MODEL_KEYS = ("model", "parameters")
 _SLICE_KEYS = ("sources", "base_model", "residual_weight", "parameters")
 _SOURCE_KEYS = ("model", "layer_range", "parameters")
 _MODULE_KEYS = ("models", "slices", "parameters")
+_MOST_LAYERS = 100_000
+_MOST_MODULES = 100
 _NAME = re.compile(r"[^\s/\\\0.][^/\\\0]{0,99}")
 
 
@@ -125,6 +127,11 @@ class RecipeReader:
         if not isinstance(value, dict):
             self.problems.append(f"modules: expected names of modules, got {value!r}")
             return ()
+        if len(value) > _MOST_MODULES:
+            self.problems.append(
+                f"modules: expected at most {_MOST_MODULES} modules, got {len(value):,}"
+            )
+            return ()
         found = []
         for name, entry in value.items():
             where = f"modules.{name}"
@@ -206,9 +213,11 @@ class RecipeReader:
             )
             return None
         first, end = value
-        if 0 <= first < end:
+        if 0 <= first < end <= _MOST_LAYERS:
             return range(first, end)
         fault = "is reversed" if end < first else "is empty" if end == first else "begins below 0"
+        if end > _MOST_LAYERS:
+            fault = f"ends above {_MOST_LAYERS:,}, the most layers that are expected"
         self.problems.append(f"{where}: {fault}: {value!r}")
         return None
 

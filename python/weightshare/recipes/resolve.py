@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from weightshare.checkpoint import TensorInfo
 from weightshare.merging.elements import DTYPE_OF_CODE, promoted
 from weightshare.merging.method import Method
 from weightshare.merging.plan import WIDTH_OF_CODE, PlannedTensor, Source
 from weightshare.merging.registry import nearest
-from weightshare.recipes.heads import is_head, tied_twin
+from weightshare.recipes.heads import is_head, tied_twin, vocabulary_size
 from weightshare.recipes.members import Cast
 from weightshare.recipes.places import Place
 from weightshare.recipes.schema import MergeRecipe
@@ -262,7 +261,7 @@ class TensorResolver:
         if any(part in place.name.lower() for part in ("embed", "lm_head", "wte", "vocab")):
             return True
         rows = {shape[0] for shape in shapes if shape}
-        return bool(rows & {_vocabulary(model.config) for model in self._cast.models})
+        return bool(rows & {vocabulary_size(model.config) for model in self._cast.models})
 
     def _refuse_dtypes(self, name: str, codes: set[str]) -> None:
         words = ", ".join(sorted(codes))
@@ -294,11 +293,6 @@ def _remedy(names: Sequence[str]) -> str:
             " (tie_word_embeddings), so nothing stands for it"
         )
     return "; with lenient (--lenient) what some models lack is copied from one that has it"
-
-
-def _vocabulary(config: Mapping[str, Any] | None) -> object:
-    size = (config or {}).get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 def counted(names: Sequence[str]) -> str:

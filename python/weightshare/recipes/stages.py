@@ -214,10 +214,11 @@ def _remove(place: Path, made: Mapping[str, PlannedModel]) -> None:
     """Remove what the stages wrote, and the folders where nothing else lies in them."""
     for name, model in made.items():
         folder = place / name
-        written = {os.path.basename(file) for file, _ in model.files}
-        written |= {*_small_files(folder), PROVENANCE_NAME, "model.safetensors.index.json"}
-        # The record goes first: half a stage is none.
-        for path in (_record_path(place, name), *(folder / file for file in written)):
+        small = {*_small_files(folder), "model.safetensors.index.json"} - {PROVENANCE_NAME}
+        weights = (os.path.basename(file) for file, _ in model.files)
+        # The record goes first: half a stage is none. What says that it is ours goes last.
+        written = (folder / file for file in (*small, *weights, PROVENANCE_NAME))
+        for path in (_record_path(place, name), *written):
             with contextlib.suppress(OSError):
                 path.unlink()
         with contextlib.suppress(OSError):

@@ -98,6 +98,16 @@ class _Canary:
         return (os.mkdir, (self.path,))
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+    """640 is stored as the bytes 80 02, with which pickles begin too."""
+    file = tmp_path / "m.safetensors"
+    text = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    file.write_bytes(length.to_bytes(8, "little") + text + b"\0\0\x80?")
+    with open_checkpoint(file) as model:
+        assert model["w"] == 1.0
+
+
 @pytest.mark.parametrize(
     "name", ["m.bin", "m.pt", "m.pth", "m.ckpt", "m.pkl", "m.safetensors", "blob", "folder", "zip"]
 )

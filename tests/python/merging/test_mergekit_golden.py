@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,9 @@ class Merged:
         return told
 
 
+MergeCase = Callable[[str], Merged]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all inputs."""
@@ -99,6 +102,13 @@ def merged(recipe: Mapping[str, Any], models: Path, out: Path, **keys: Any) -> M
             code = next(code for code, dtype in DTYPES.items() if dtype == array.dtype)
             found[name] = (code, array)
     return Merged(out, found)
+
+
+@pytest.fixture(scope="module")
+def merge_case(models: Path, tmp_path_factory: pytest.TempPathFactory) -> MergeCase:
+    """What we make of a case, made once."""
+    folder = tmp_path_factory.mktemp("ours")
+    return cache(lambda case: merged(CASES[case]["recipe"], models, folder / case))
 
 
 def wide(array: Array) -> Array:
@@ -194,18 +204,16 @@ def beside_threshold(other: Array, base: Array) -> Array:
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name not in WRITES_FLOAT32])
-def test_names_shapes_and_dtypes_are_those_of_mergekit(
-    case: str, models: Path, tmp_path: Path
-) -> None:
-    found = merged(CASES[case]["recipe"], models, tmp_path / "out").tensors
+def test_names_shapes_and_dtypes_are_those_of_mergekit(case: str, merge_case: MergeCase) -> None:
+    found = merge_case(case).tensors
     expected = {name: (code, array.shape) for name, (code, array) in golden(case).items()}
     assert {name: (code, array.shape) for name, (code, array) in found.items()} == expected
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if not is_brief(name)])
-def test_values_are_those_of_mergekit(case: str, models: Path, tmp_path: Path) -> None:
+def test_values_are_those_of_mergekit(case: str, merge_case: MergeCase) -> None:
     """To the rounding of float32, and of the output's element, where mergekit computes in float32."""
-    result = merged(CASES[case]["recipe"], models, tmp_path / "out")
+    result = merge_case(case)
     theirs = CASES[case].get("vocabulary")
     ours = vocabulary_of(result.folder) if theirs else None
     left_out = 0
@@ -229,11 +237,11 @@ def test_values_are_those_of_mergekit(case: str, models: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("case", [name for name in CASES if is_brief(name)])
 def test_values_are_those_of_mergekit_but_for_what_bfloat16_arithmetic_costs_it(
-    case: str, models: Path, tmp_path: Path
+    case: str, merge_case: MergeCase
 ) -> None:
     """The cost is the distance of its own two outputs, else one part in 128."""
     precise = PRECISE.get(case, f"{case.removesuffix('-16')}-32-16")
-    found = merged(CASES[case]["recipe"], models, tmp_path / "out").tensors
+    found = merge_case(case).tensors
     wrong = cost = length = 0.0
     for name, (_, expected) in golden(case).items():
         exact = wide(expected)
@@ -249,11 +257,11 @@ def test_values_are_those_of_mergekit_but_for_what_bfloat16_arithmetic_costs_it(
 
 @pytest.mark.parametrize("case", [name for name in CASES if f"{name[:-3]}-32-16" in CASES])
 def test_a_merge_of_bfloat16_is_within_two_units_of_the_float32_formula(
-    case: str, models: Path, tmp_path: Path
+    case: str, merge_case: MergeCase
 ) -> None:
     """mergekit's own float32 arithmetic is the measure of what `dtype: bfloat16` gives here."""
     precise = f"{case[:-3]}-32-16"
-    found = merged(CASES[case]["recipe"], models, tmp_path / "out").tensors
+    found = merge_case(case).tensors
     for name, (_, expected) in golden(precise).items():
         exact = wide(expected)
         wrong = np.abs(wide(found[name][1]) - exact)
@@ -291,10 +299,10 @@ def test_config_and_vocabulary_say_what_mergekits_say(
 
 @pytest.mark.parametrize("case", sorted(WRITES_FLOAT32))
 def test_the_output_keeps_the_inputs_dtype_where_mergekit_writes_float32(
-    case: str, models: Path, tmp_path: Path
+    case: str, merge_case: MergeCase
 ) -> None:
     assert {code for code, _ in golden(case).values()} == {"F32"}
-    found = merged(CASES[case]["recipe"], models, tmp_path / "out").tensors
+    found = merge_case(case).tensors
     assert {code for code, _ in found.values()} == {"BF16"}
 
 

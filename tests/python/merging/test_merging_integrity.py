@@ -14,7 +14,7 @@ import pytest
 import weightshare as ws
 from weightshare._core import integrity
 from weightshare.errors import ArgumentError, CheckpointNotFoundError
-from weightshare.merging.integrity import verify_folder
+from weightshare.merging.integrity import verify_checkpoint
 
 Make = Callable[..., Path]
 Recipe = Callable[..., dict[str, Any]]
@@ -64,7 +64,7 @@ def merged(make_model: Make, linear: Recipe, tmp_path: Path) -> Path:
 def test_what_a_merge_wrote_has_no_problem(merged: Path) -> None:
     """All checksums agree, of weights and of small files; progress ends at the total."""
     seen: list[tuple[int, int]] = []
-    report = verify_folder(merged, progress=lambda done, total: seen.append((done, total)))
+    report = verify_checkpoint(merged, progress=lambda done, total: seen.append((done, total)))
     assert (report.problems, report.warnings) == ((), ())
     small = len(json.loads((merged / "provenance.json").read_text())["sha256"])
     assert report.compared == 4 + small
@@ -82,11 +82,11 @@ def test_every_changed_byte_of_the_weights_is_found(merged: Path) -> None:
             spoiled = bytearray(data)
             spoiled[place] ^= 1 << place % 8
             file.write_bytes(spoiled)
-            report = verify_folder(merged, nan="ignore")
+            report = verify_checkpoint(merged, nan="ignore")
             assert len(report.problems) == 1
             assert "are not those that were written" in report.problems[0]
         file.write_bytes(data)
-    assert verify_folder(merged).problems == ()
+    assert verify_checkpoint(merged).problems == ()
 
 
 def test_swapped_shards_lost_tensors_and_cut_files_are_problems(merged: Path) -> None:
@@ -95,17 +95,17 @@ def test_swapped_shards_lost_tensors_and_cut_files_are_problems(merged: Path) ->
     kept = first.read_bytes(), second.read_bytes()
     first.write_bytes(kept[1])
     second.write_bytes(kept[0])
-    assert verify_folder(merged).problems
+    assert verify_checkpoint(merged).problems
     second.write_bytes(kept[1][:-1])
     first.write_bytes(kept[0])
-    assert verify_folder(merged).problems
+    assert verify_checkpoint(merged).problems
     second.write_bytes(kept[1])
     record = json.loads((merged / "provenance.json").read_text())
     record["tensors"]["more"] = record["tensors"]["half"]
     record["tensors"]["wide"]["shape"] = [7, 300]
     del record["tensors"]["ids"]
     (merged / "provenance.json").write_text(json.dumps(record))
-    problems = verify_folder(merged).problems
+    problems = verify_checkpoint(merged).problems
     assert len(problems) == 3
     assert any(text.startswith("more: is missing") for text in problems)
     assert any(text.startswith("ids: is not in") for text in problems)
@@ -116,7 +116,7 @@ def test_changed_small_files_are_warnings_and_lost_ones_problems(merged: Path) -
     """A card may be edited by hand; a configuration that is gone makes the model useless."""
     (merged / "README.md").write_text("mine")
     (merged / "config.json").unlink()
-    report = verify_folder(merged)
+    report = verify_checkpoint(merged)
     assert report.warnings == ("README.md: was changed after it was written",)
     assert report.problems == ("config.json: cannot be read (No such file or directory)",)
 
@@ -127,7 +127,7 @@ def test_changed_small_files_are_warnings_and_lost_ones_problems(merged: Path) -
 def test_a_provenance_that_is_none_is_told(text: str, merged: Path) -> None:
     """It is a problem or a warning, never an exception."""
     (merged / "provenance.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    report = verify_folder(merged)
+    report = verify_checkpoint(merged)
     assert report.problems or report.warnings
     assert report.tensors == 4
 
@@ -137,29 +137,29 @@ def test_names_that_lead_out_of_the_folder_are_not_read(merged: Path) -> None:
     record = json.loads((merged / "provenance.json").read_text())
     record["sha256"] = {"../a/config.json": "0", "/etc/passwd": "0"}
     (merged / "provenance.json").write_text(json.dumps(record))
-    assert verify_folder(merged).compared == 4
+    assert verify_checkpoint(merged).compared == 4
 
 
 def test_nan_is_a_warning_a_problem_or_nothing(make_model: Make) -> None:
     """By the word that is given."""
     folder = make_model("nan", {"w": np.float32([1, np.nan, np.inf]), "v": np.ones(3)})
-    assert verify_folder(folder).problems == ()
-    assert "w: 2 elements are NaN or infinite" in verify_folder(folder).warnings
-    assert verify_folder(folder, nan="error").problems == ("w: 2 elements are NaN or infinite",)
-    report = verify_folder(folder, nan="ignore")
+    assert verify_checkpoint(folder).problems == ()
+    assert "w: 2 elements are NaN or infinite" in verify_checkpoint(folder).warnings
+    assert verify_checkpoint(folder, nan="error").problems == ("w: 2 elements are NaN or infinite",)
+    report = verify_checkpoint(folder, nan="ignore")
     assert report.problems == ()
     assert report.nonfinite == {"w": 2}
     with pytest.raises(ArgumentError, match="nan: expected"):
-        verify_folder(folder, nan="maybe")
+        verify_checkpoint(folder, nan="maybe")
     with pytest.raises(CheckpointNotFoundError):
-        verify_folder(folder / "nothing")
+        verify_checkpoint(folder / "nothing")
 
 
 def test_the_html_is_escaped_and_short(tmp_path: Path) -> None:
     """Tensor names come from files of strangers."""
     tensors = {f"<script>{i}": np.float32([np.nan]) for i in range(3000)}
     ws.save_checkpoint(tmp_path / "m", tensors)
-    report = verify_folder(tmp_path / "m", nan="error")
+    report = verify_checkpoint(tmp_path / "m", nan="error")
     html = report._repr_html_()
     assert "<script>" not in html
     assert len(html) < 50_000

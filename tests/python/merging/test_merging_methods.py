@@ -189,7 +189,7 @@ def test_bad_arguments_are_refused(
 def test_the_registry_describes_every_method() -> None:
     """Each entry has a formula, a paper, and parameters that are documented."""
     known = ws.methods()
-    assert list(known) == ["linear", "task_arithmetic"]
+    assert len(known) >= 25
     for name, method in known.items():
         assert method.name == name
         assert method.source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import weightshare as ws
-from weightshare.merging.integrity import verify_folder
+from weightshare.merging.integrity import verify_checkpoint
 
 # Every character that HTML escapes, in names as long as they may be, in more tensors than are shown.
 HOSTILE = [f"<script>alert('{i}')</script>&\"" + "\"<'" * 300 for i in range(150)]
@@ -28,7 +28,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plan = ws.plan_merge({"merge_method": "linear", "models": models})
     out = Path(folder / "<script>out")
     report = ws.merge_checkpoints(plan, out)
-    verified = verify_folder(out)
+    verified = verify_checkpoint(out)
     (out / "model.safetensors").write_bytes(b"x" * 100)
     return {
         "Checkpoint": ws.open_checkpoint(paths[0]),
@@ -36,7 +36,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "MergeReport": report,
         "Comparison": ws.compare_checkpoints(*paths),
         "sound VerifyReport": verified,
-        "damaged VerifyReport": verify_folder(out),
+        "damaged VerifyReport": verify_checkpoint(out),
     }
 
 

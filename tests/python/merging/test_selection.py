@@ -59,7 +59,7 @@ MATERIAL = {
 }
 
 
-@pytest.mark.parametrize("held", [True, False], ids=["held", "looked at again"])
+@pytest.mark.parametrize("held", ["all", "a digit", "nothing"])
 @given(
     material=st.sampled_from(sorted(MATERIAL)),
     dtype=st.sampled_from([np.float32, np.float64]),
@@ -75,7 +75,8 @@ def test_cuts_keep_what_a_stable_sort_keeps(
     values = MATERIAL[material](np.random.default_rng(size), size).astype(dtype)
     k = max(1, int(share * size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_MOST_HELD", selection._MOST_HELD if held else 0)
+        patch.setattr(selection, "_SMALL", selection._SMALL if held == "all" else 0)
+        patch.setattr(selection, "_MOST_HELD", 0 if held == "nothing" else selection._MOST_HELD)
         first, second = find(values, [(0, k), (0, size)], cuts, exact, threads)
     for cut, count in ((first, k), (second, size)):
         kept = kept_by(values, cut) & (values != 0)

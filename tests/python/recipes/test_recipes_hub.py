@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import importlib.util
-import json
 import os
 import sys
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weightshare as ws
+from hub_server import MODEL, Server
+from weightshare.errors import RecipeError
 from weightshare.recipes import hub
 from weightshare.recipes.hub import HubError, cached_snapshot, find_in_hub, is_name, wanted_files
 
-NAME = "org/model"
+NAME = MODEL
 COMMIT, OTHER = "a" * 39 + "1", "a" * 39 + "2"
 VARIABLES = (
     "HF_HOME",
@@ -336,82 +335,6 @@ def test_an_adapter_that_is_pickled_is_refused_before_it_is_downloaded() -> None
         wanted_files(every, NAME, hub.ADAPTER_FILES)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """A hub with one model, and what it was asked for."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files = files
-        self.commit = "c" * 40
-        self.asked: list[str] = []
-        self.broken = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """The routes of the hub that the library needs."""
-
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        self.server.asked.append(f"{self.command} {path}")
-        revisions = ("main", "v1", self.server.commit)
-        if self.server.broken:
-            self._send(500, b"{}")
-        elif path in (
-            f"/api/models/{NAME}",
-            *(f"/api/models/{NAME}/revision/{r}" for r in revisions),
-        ):
-            self._send(200, json.dumps(self._model()).encode())
-        elif path.startswith(f"/api/models/{NAME}/tree/"):
-            self._send(200, json.dumps(self._tree()).encode())
-        elif path.startswith(f"/api/models/{NAME}/revision/"):
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif path.startswith("/api/models/org/gated"):
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif path.startswith(f"/{NAME}/resolve/") and path.rsplit("/", 1)[1] in self.server.files:
-            content = self.server.files[path.rsplit("/", 1)[1]]
-            etag = hashlib.sha256(content).hexdigest()
-            self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": self.server.commit})
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def _model(self) -> dict[str, Any]:
-        siblings = [{"rfilename": name} for name in self.server.files]
-        return {"id": NAME, "modelId": NAME, "sha": self.server.commit, "siblings": siblings}
-
-    def _tree(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "file",
-                "path": name,
-                "size": len(content),
-                "oid": hashlib.sha1(content).hexdigest(),
-            }
-            for name, content in self.server.files.items()
-        ]
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="huggingface_hub is not installed"
 )
@@ -467,6 +390,15 @@ def test_a_recipe_that_names_a_model_of_the_hub_merges_it(server: Server, tmp_pa
     assert len(server.asked) == asked
     assert first_number(tmp_path / "out") == 2.0
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == b"{}"
+
+
+@needs_library
+def test_nothing_is_downloaded_for_a_recipe_that_is_wrong(server: Server) -> None:
+    """A misspelling is told at once, not after the download."""
+    models = [{"model": NAME, "parameters": {"wieght": 1}}]
+    with pytest.raises(RecipeError, match="did you mean 'weight'"):
+        ws.plan_merge({"merge_method": "linear", "models": models})
+    assert server.asked == []
 
 
 @needs_library

@@ -74,7 +74,7 @@ def test_a_head_that_is_lacking_and_not_tied_is_refused(make_model: Make, linear
     for name, held, said in (
         ("b", (EMBED,), {"tie_word_embeddings": False}),
         ("c", ("w",), None),
-        ("d", (EMBED, "model.embed_more.weight"), None),
+        ("d", ("x.embed_tokens.weight", "y.embed_tokens.weight"), None),
     ):
         other = make_model(name, tensors(2, *held), config=said)
         assert f"{other} lacks" in problems(linear(a, other))
@@ -88,6 +88,30 @@ def test_positions_are_no_embeddings_of_tokens(make_model: Make, linear: Recipe)
     plan = ws.plan_merge(linear(a, b))
     (head,) = (tensor for tensor in plan.tensors if tensor.name == HEAD)
     assert [source.name for source in head.sources] == [HEAD, "wte.weight"]
+
+
+@pytest.mark.parametrize(
+    ("names", "twin"),
+    [
+        (("gpt_neox.embed_in.weight", "w"), "gpt_neox.embed_in.weight"),
+        (("tok_embeddings.weight",), "tok_embeddings.weight"),
+        (("shared.weight", "w"), "shared.weight"),
+        (("model.embed_tokens.weight", "model.visual.pos_embed.weight"), EMBED),
+        (("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"), EMBED),
+        (("word_embeddings.weight", "more_embed.weight"), "word_embeddings.weight"),
+    ],
+)
+def test_the_embeddings_of_tokens_are_told_from_names_and_rows(
+    names: tuple[str, ...], twin: str, make_model: Make, linear: Recipe
+) -> None:
+    """Of several families of models, without a table of them."""
+    said = {"text_config": {"vocab_size": 5}}
+    own = tensors(2, *names)
+    own |= {"w": np.ones((2, 2), np.float32)} if "w" in names else {}
+    a = make_model("a", own | tensors(1, HEAD), config=said)
+    plan = ws.plan_merge(linear(a, make_model("b", own, config=said)))
+    (head,) = (tensor for tensor in plan.tensors if tensor.name == HEAD)
+    assert [source.name for source in head.sources] == [HEAD, twin]
 
 
 def test_lenient_copies_what_some_models_lack_and_tells(

@@ -166,6 +166,9 @@ def test_codes_that_were_only_cast_stand_for_themselves(tmp_path: Path) -> None:
     opened = Opened(tmp_path, {W: codes((6, 4))})
     np.testing.assert_array_equal(opened.read(W), codes((6, 4)).astype(np.float32))
     assert f"taken for the weights themselves: {W}" in opened.warnings
+    models = [{"model": str(tmp_path / "m"), "parameters": {"weight": 1}}]
+    plan = ws.plan_merge({"merge_method": "linear", "models": models})
+    assert plan.warnings == (opened.warnings,)
 
 
 def test_codes_whose_scales_are_missing_are_refused(tmp_path: Path) -> None:

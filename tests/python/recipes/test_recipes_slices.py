@@ -148,7 +148,8 @@ def test_a_slice_may_have_a_base_of_its_own(make_model: Make, tmp_path: Path) ->
             [[0, 2], [0, 3]],
             "slices[0]: the sources have 2, 3 layers; all of a slice need",
         ),
-        ([[0, 10**9]], "slices: expected at most 100,000 layers, got 1,000,000,000"),
+        ([[0, 10**9]], "layer_range: ends above 100,000, the most layers that are expected"),
+        ([[0, 10**29]], "layer_range: ends above 100,000, the most layers that are expected"),
     ],
 )
 def test_ranges_that_cannot_be_are_refused(
@@ -162,6 +163,17 @@ def test_ranges_that_cannot_be_are_refused(
     ]
     found = problems({"merge_method": "linear", "slices": [{"sources": sources}]})
     assert message.replace("MODEL", str(paths[0])) in found
+
+
+def test_more_layers_or_modules_than_any_model_has_are_refused(make_model: Make) -> None:
+    """Before anything is counted out."""
+    a = make_model("a", llama(1, 4))
+    slices = [{"sources": [source(a, 0, 60_000)]}] * 2
+    found = problems({"merge_method": "passthrough", "slices": slices})
+    assert "slices: expected at most 100,000 layers, got 120,000" in found
+    modules = {f"m{i}": {"models": [{"model": str(a)}]} for i in range(101)}
+    found = problems({"merge_method": "passthrough", "modules": modules})
+    assert "modules: expected at most 100 modules, got 101" in found
 
 
 def test_the_same_model_twice_in_a_slice_is_refused_and_in_two_is_not(
