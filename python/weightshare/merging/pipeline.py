@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,7 @@ class Pipeline:
             threading.Thread(target=self._work, name=f"merge-{number}", daemon=True)
             for number in range(self.room.workers)
         ]
-        told = -1
+        told, total = -1, self.plan.nbytes
         schedule = self._schedule
         try:
             for worker in workers:
@@ -156,7 +157,7 @@ class Pipeline:
                     worker.join(_SECONDS_BETWEEN_TELLING)
                     if progress is not None and self.ledger.nbytes != told:
                         told = self.ledger.nbytes
-                        progress(told, self.plan.nbytes)
+                        progress(told, total)
         except BaseException as error:
             schedule.stop(error)
             raise
@@ -166,8 +167,8 @@ class Pipeline:
                     worker.join()
         if schedule.error is not None:
             raise schedule.error
-        if progress is not None and told != self.plan.nbytes:
-            progress(self.ledger.nbytes, self.plan.nbytes)
+        if progress is not None and told != total:
+            progress(self.ledger.nbytes, total)
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -217,7 +218,7 @@ class Pipeline:
     def _do_piece(self, piece: Piece, slot: Array) -> Any:
         stretch, stream = piece.stretch, piece.stream
         tensor = self.plan.tensors[stretch.tensor]
-        buffer = carve(slot, tensor.widths, stretch.count)
+        buffer = carve(slot, tensor, stretch.count)
         reads = zip(tensor.reads, buffer, strict=False)
         self._read([(s, stretch.start, stretch.count, part) for s, part in reads], stream)
         if stream.tensor is None:
@@ -233,11 +234,11 @@ class Pipeline:
         return None
 
     def _read(self, parts: list[tuple[Source, int, int, Array]], stream: Stream | None) -> None:
-        plain: dict[int, list[tuple[str, int, Array]]] = {}
+        plain: dict[int, list[tuple[str, int, Array]]] = defaultdict(list)
         for place, (source, start, count, part) in enumerate(parts):
             if source.view is None:
                 offset = start * WIDTH_OF_CODE[source.dtype]
-                plain.setdefault(source.model, []).append((source.name, offset, part))
+                plain[source.model].append((source.name, offset, part))
             elif stream is None:
                 source.view.open(self.inputs).read_into(start, count, part)
             else:
@@ -285,8 +286,9 @@ class Pipeline:
         parts: list[Array],
         is_survey: bool = False,
     ) -> Tile:
-        codes = [source.dtype for source in planned.reads] + [planned.dtype]
-        views = [part.view(DTYPE_OF_CODE[code]) for part, code in zip(parts, codes, strict=True)]
+        dtypes = [DTYPE_OF_CODE[source.dtype] for source in planned.reads]
+        dtypes.append(DTYPE_OF_CODE[planned.dtype])
+        views = [part.view(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
         count, base = len(planned.sources), planned.base is not None
         return Tile(
             out=views[-1][:0] if is_survey else views[-1],

@@ -120,8 +120,8 @@ class PlannedTensor:
     @property
     def widths(self) -> tuple[int, ...]:
         """Bytes per element of everything that is read, then of the output if it is computed."""
-        read = tuple(WIDTH_OF_CODE[source.dtype] for source in self.reads)
-        return read if self.action == "copy" else (*read, WIDTH_OF_CODE[self.dtype])
+        read = [WIDTH_OF_CODE[source.dtype] for source in self.reads]
+        return tuple(read if self.action == "copy" else [*read, WIDTH_OF_CODE[self.dtype]])
 
 
 @dataclass(frozen=True, slots=True)

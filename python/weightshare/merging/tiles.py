@@ -156,7 +156,7 @@ def pieces(
         They follow each other without gap.
     """
     last = tensor.size if last is None else last
-    room = (slot - _padding(tensor)) // sum(tensor.widths)
+    room = (slot - _space(tensor, 0)) // sum(tensor.widths)
     # Whole cache lines in each file, where the method does not ask for less.
     step = unit if room < 2 * unit * _ALIGNMENT else unit * _ALIGNMENT
     most = max(unit, room // step * step)
@@ -207,48 +207,37 @@ def carve_batch(
     slot: Array, tensors: Sequence[PlannedTensor], batch: Iterable[Stretch]
 ) -> Iterator[list[Array]]:
     """Yield the buffers of each stretch of a batch, one after the other in the slot."""
-    place = 0
+    place = -slot.ctypes.data % _ALIGNMENT
     for stretch in batch:
-        tensor = tensors[stretch.tensor]
-        yield carve(slot[place:], tensor.widths, stretch.count)
-        place += _space(tensor, stretch.count)
+        parts = []
+        for width in tensors[stretch.tensor].widths:
+            nbytes = width * stretch.count
+            parts.append(slot[place : place + nbytes])
+            place += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        yield parts
 
 
-def carve(slot: Array, widths: Iterable[int], count: int) -> list[Array]:
-    """Return one buffer of bytes for each width from a slot, each aligned to a cache line.
+def carve(slot: Array, tensor: PlannedTensor, count: int) -> list[Array]:
+    """Return a buffer of bytes for everything that is read, then the output if it is computed.
 
     Parameters
     ----------
     slot : ndarray of uint8
         The slot's memory.
-    widths : iterable of int
-        Bytes per element of each buffer.
+    tensor : PlannedTensor
+        A tensor of the plan.
     count : int
         Number of elements of each buffer.
 
     Returns
     -------
     list of ndarray of uint8
-        Views of the slot that do not overlap.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [len(part) for part in carve(np.zeros(256, dtype=np.uint8), (2, 4), 10)]
-    [20, 40]
+        Views of the slot that do not overlap, each aligned to a cache line.
     """
-    place = -slot.ctypes.data % _ALIGNMENT
-    parts = []
-    for width in widths:
-        parts.append(slot[place : place + width * count])
-        place += -(-width * count // _ALIGNMENT) * _ALIGNMENT
-    return parts
+    return next(carve_batch(slot, [tensor], [Stretch(0, 0, count)]))
 
 
 def _space(tensor: PlannedTensor, count: int) -> int:
     """Return the bytes of a slot that so many elements of the tensor take."""
-    return _padding(tensor) + count * sum(tensor.widths)
-
-
-def _padding(tensor: PlannedTensor) -> int:
-    return _ALIGNMENT * (len(tensor.widths) + 1)
+    widths = tensor.widths
+    return _ALIGNMENT * (len(widths) + 1) + count * sum(widths)

@@ -37,7 +37,7 @@ def test_pieces_cover_every_element_once_within_the_slot(
                 assert start == end
                 assert start % unit == 0
                 end += count
-                parts = tiles.carve(np.zeros(slot, np.uint8), tensor.widths, count)
+                parts = tiles.carve(np.zeros(slot, np.uint8), tensor, count)
                 assert [len(p) for p in parts] == [w * count for w in tensor.widths]
                 assert all(part.ctypes.data % 64 == 0 for part in parts)
             assert end == last

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,3 +309,32 @@ def test_the_vocabulary_that_one_document_makes_is_the_input_of_another(
     }
     assert {word: table[place, 0] for word, place in known.items()} == expected
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 4
+
+
+@pytest.mark.parametrize("place", ["one", "two", "last", "clearing"])
+def test_a_killed_run_is_finished_by_the_next(
+    place: str, models: dict[str, Tensors], tmp_path: Path
+) -> None:
+    """In a stage, in the final merge, and while the stages are removed: the same bytes."""
+    text = TEXT.replace("weight: 3", "weight: 4")
+    ws.merge_checkpoints(text, "whole")
+    reached = {"one": 1, "two": 97, "last": 193, "clearing": 10**9}[place]
+    script = (
+        "import os, signal, sys\n"
+        "import weightshare as ws\n"
+        "from weightshare.recipes import stages\n"
+        "def die(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if sys.argv[2] == 'clearing':\n"
+        "    stages._remove = die\n"
+        "told = lambda done, total: done >= int(sys.argv[1]) and die()\n"
+        "ws.merge_checkpoints(sys.stdin.read(), 'out', progress=told)\n"
+    )
+    command = [sys.executable, "-c", script, str(reached), place]
+    killed = subprocess.run(command, input=text, text=True, cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "out" / "model.safetensors").exists() == (place == "clearing")
+    ws.merge_checkpoints(text, "out", overwrite=place == "clearing")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "out.intermediates").exists()
