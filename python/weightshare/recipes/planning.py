@@ -74,18 +74,24 @@ def plan_merge(
     >>> plan.counts, plan.nbytes, plan.read_bytes
     ({'merge': 1, 'copy': 0}, 16, 32)
     """
+    options = _options(max_shard_size, copy_tokenizer, write_model_card, seed, lenient)
+    return _planned(recipe, options)
+
+
+def _options(
+    max_shard_size: int | str, copy_tokenizer: bool, card: bool, seed: int, lenient: bool
+) -> Options:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentTypeError(f"seed: expected an integer, got {seed!r}")
-    options = Options(
-        max_shard_bytes=parse_bytes(max_shard_size, "max_shard_size"),
-        copy_tokenizer=copy_tokenizer,
-        card=write_model_card,
-        seed=seed,
-        lenient=lenient,
-    )
+    shard = parse_bytes(max_shard_size, "max_shard_size")
+    return Options(shard, copy_tokenizer, card, seed, lenient)
+
+
+def _planned(recipe: Recipe, options: Options, *, bars: bool = False) -> MergePlan:
+    """Plan a merge; with bars for what has to be downloaded."""
     documents = load_documents(recipe)
     with ExitStack() as opened:
-        opener = SourceOpener(documents[0].folder, opened)
+        opener = SourceOpener(documents[0].folder, opened, progress=bars)
         plan, problems = plan_documents(documents, opener, options, opened)
         problems += opener.problems
         if problems or plan is None:
@@ -179,14 +185,8 @@ def merge_checkpoints(
     if isinstance(recipe, MergePlan):
         plan = recipe
     else:
-        plan = plan_merge(
-            recipe,
-            max_shard_size=max_shard_size,
-            copy_tokenizer=copy_tokenizer,
-            write_model_card=write_model_card,
-            seed=seed,
-            lenient=lenient,
-        )
+        options = _options(max_shard_size, copy_tokenizer, write_model_card, seed, lenient)
+        plan = _planned(recipe, options, bars=progress is True)
     run = Run(resume, memory, threads, nan)
     if plan.stages:
         where = None if intermediates is None else path_text(intermediates, "intermediates")
