@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import stat
@@ -71,7 +72,8 @@ class SourceFile:
         self._finalizer = weakref.finalize(self, self._descriptor.close)
         try:
             self._identity = _identity(os.fstat(number))
-            self.header = self._read_header(limits)
+            with collector_paused():
+                self.header = self._read_header(limits)
         except BaseException:
             self.close()
             raise
@@ -152,6 +154,18 @@ class SourceFile:
     def _changed(self, detail: str) -> CheckpointChangedError:
         text = message("E106", path=self.path, detail=detail)
         return CheckpointChangedError(text, code="E106", path=self.path)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python from looking for cycles meanwhile, where many objects are made and none freed."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def rest_of(buffers: list[memoryview], count: int) -> list[memoryview]:

@@ -15,6 +15,7 @@ from weightshare._core.threads import resolve_threads
 from weightshare.checkpoint import Checkpoint, open_checkpoint
 from weightshare.checkpoint.locate import path_text
 from weightshare.checkpoint.output_file import remove_dead_partials
+from weightshare.checkpoint.source_file import collector_paused
 from weightshare.errors import CheckpointChangedError, OutputExistsError
 from weightshare.merging.card import companion_texts
 from weightshare.merging.files import (
@@ -103,12 +104,13 @@ def run_plan(
     room = divide(plan, method, parse_bytes(memory, "memory"), count)
     target = Path(path_text(out, "out"))
     with locked_output(target, overwrite) as folder, contextlib.ExitStack() as opened:
-        inputs = [opened.enter_context(_reopened(model)) for model in plan.models]
-        _check_headers(plan, inputs)
-        staged = _stage(plan, folder) if folder == target else StagedFiles(folder)
-        opened.callback(staged.discard)
-        work = Work(plan, target, [checkpoint.identities for checkpoint in inputs])
-        opened.enter_context(work.opened(policy, resume=resume, overwrite=overwrite))
+        with collector_paused():
+            inputs = [opened.enter_context(_reopened(model)) for model in plan.models]
+            _check_headers(plan, inputs)
+            staged = _stage(plan, folder) if folder == target else StagedFiles(folder)
+            opened.callback(staged.discard)
+            work = Work(plan, target, [checkpoint.identities for checkpoint in inputs])
+            opened.enter_context(work.opened(policy, resume=resume, overwrite=overwrite))
         pipeline = Pipeline(
             *(plan, method, inputs, work.writer, room),
             threads=max(1, count // room.workers),
@@ -118,7 +120,9 @@ def run_plan(
         with progress_callback(progress) as callback:
             pipeline.run(callback)
         if folder == target:
-            staged.add(PROVENANCE_NAME, work.provenance(staged.checksums).encode("utf-8"))
+            with collector_paused():
+                record = work.provenance(staged.checksums).encode("utf-8")
+            staged.add(PROVENANCE_NAME, record)
         work.finish()
         with staged.published(stale_files(folder, staged.names) if folder == target else ()):
             files = (*map(os.path.basename, work.commit()), *staged.names)
