@@ -40,7 +40,7 @@ inline Bits<Real> key_of(Real value) {
 template <class Real>
 class Deltas {
  public:
-  static constexpr std::size_t kBlock = 1024;
+  static constexpr std::size_t kBlock = 256;
 
   Deltas(std::span<const ConstBuffer> w, const ConstBuffer* base)
       : w_(w), base_(base), values_(std::make_unique_for_overwrite<Real[]>((w.size() + 1) * kStride)) {}

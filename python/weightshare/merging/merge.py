@@ -71,8 +71,8 @@ def merge(
     Returns
     -------
     ndarray or dict of str to ndarray
-        A new model, of the base's dtype, else of the models' own; float16 with bfloat16 gives
-        float32.
+        A new model, of the dtype of the models and the base; where they differ, of the one that
+        holds them all: float16 with bfloat16 gives float32.
 
     Raises
     ------
@@ -280,8 +280,7 @@ class _Work:
 
     def merge_tensor(self, name: str, arrays: list[Array], statistics: list[Array]) -> Array:
         codes = [CODE_OF_DTYPE[array.dtype] for array in arrays]
-        code = codes[-1] if self.has_base else promoted(codes)
-        out = np.empty(arrays[-1].shape, DTYPE_OF_CODE[code])
+        out = np.empty(arrays[-1].shape, DTYPE_OF_CODE[promoted(codes)])
         if not out.size:
             return out
         flat = [array.reshape(-1) for array in arrays]

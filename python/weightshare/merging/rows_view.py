@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,26 @@ import numpy.typing as npt
 
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
 from weightshare.merging.plan import WIDTH_OF_CODE, Source
+from weightshare.merging.spans import row_spans
 from weightshare.merging.views import OpenView
 
 if TYPE_CHECKING:
     from weightshare.merging.pipeline import Reader
 
 Ints = npt.NDArray[np.int32]
+Places = npt.NDArray[np.intp]
 
 # Values of `RowsView.donor` for rows that no one table gives.
 ZERO, MEAN = -1, -2
 # Rows whose sum is taken apart, so that the mean of a table does not depend on how it is read.
 _ROWS_SUMMED = 32
-# Elements that are converted at a time.
-_PIECE = 1 << 16
+# Elements that are converted at a time, and elements of means that are summed at a time.
+_PIECE, _MEANT = 1 << 16, 1 << 17
+# Rows that are sorted at a time, so that the places of a long, narrow table stay small.
+_MOST_ROWS = 1 << 16
+# Rows no further apart than this in a file are read together: what lies between them costs less
+# than another reading does. And the bytes that are read together at most.
+_NEAR_BYTES, _SPAN_BYTES = 1 << 15, 1 << 19
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,8 +89,9 @@ class RowsView:
     def held_bytes(self) -> int:
         """Bytes that an open one keeps in memory."""
         inner = sum(table.view.held_bytes for table in self.tables if table.view is not None)
-        summed = (_ROWS_SUMMED + 2) * self.width * 8 if self.padding else 0
-        return inner + summed + 2 * 8 * _PIECE
+        summed = (_summed_at_once(self.width) + _ROWS_SUMMED + 2) * self.width * 8
+        meant = 2 * 8 * max(_MEANT, self.width) if len(self.mean_donor) else 0
+        return inner + (summed if self.padding else 0) + meant + _SPAN_BYTES + 8 * _PIECE
 
     def to_json(self) -> dict[str, object]:
         """Return what `weightshare plan --json` and the provenance say of it."""
@@ -160,35 +168,54 @@ class OpenRows:
             place += most
 
     def _rows_into(self, start: int, out: Array) -> None:
-        view, width = self._view, self._view.width
-        stop = start + len(out)
-        first, last = start // width, -(-stop // width)
-        donors, places = view.donor[first:last], view.place[first:last]
-        edges = _edges(donors, places)
-        whose, where = donors[edges[:-1]].tolist(), places[edges[:-1]].tolist()
-        marks = [row * width - start + first * width for row in edges.tolist()]
-        for run, (donor, place) in enumerate(zip(whose, where, strict=True)):
-            # The first and the last row may be there in part.
-            skipped = max(0, -marks[run])
-            part = out[marks[run] + skipped : min(len(out), marks[run + 1])]
-            if donor >= 0:
-                self._tables[donor].read(place * width + skipped, part)
-            elif donor == ZERO:
-                part[...] = 0
+        width = self._view.width
+        place = 0
+        for span in row_spans(start, len(out), width, _MOST_ROWS):
+            part = out[place : place + span.size]
+            if span.size < width:
+                self._part_of_row(span.top, span.left, part)
             else:
-                self._mean_into(place, skipped, part)
+                self._whole_rows(span.top, part.reshape(-1, width))
+            place += span.size
 
-    def _mean_into(self, number: int, skipped: int, out: Array) -> None:
+    def _part_of_row(self, row: int, left: int, out: Array) -> None:
+        donor, place = int(self._view.donor[row]), int(self._view.place[row])
+        if donor >= 0:
+            self._tables[donor].read(place * self._view.width + left, out)
+        else:
+            whole = np.empty((1, self._view.width), dtype=self._dtype)
+            self._whole_rows(row, whole)
+            out[...] = whole[0, left : left + len(out)]
+
+    def _whole_rows(self, top: int, out: Array) -> None:
+        donors = self._view.donor[top : top + len(out)]
+        places = self._view.place[top : top + len(out)]
+        for donor, rows in _by_value(donors):
+            if donor == ZERO:
+                out[rows] = 0
+            elif donor == MEAN:
+                most = max(1, _MEANT // self._view.width)
+                for first in range(0, len(rows), most):
+                    some = rows[first : first + most]
+                    out[some] = self._means(places[some])
+            else:
+                self._tables[donor].gather(places[rows], rows, out)
+
+    def _means(self, numbers: Ints) -> Array:
+        """Return means, in float64: entry after entry is added to all of them."""
         view = self._view
-        begin, end = int(view.starts[number]), int(view.starts[number + 1])
-        read = np.empty(len(out), dtype=np.float64)
-        total = np.zeros(len(out), dtype=np.float64)
-        for entry in range(begin, end):
-            place = int(view.mean_place[entry]) * view.width + skipped
-            self._tables[int(view.mean_donor[entry])].read(place, read)
-            total += read
-        total /= end - begin
-        out[...] = total
+        begins, counts = view.starts[numbers], np.diff(view.starts)[numbers]
+        total = np.zeros((len(numbers), view.width), dtype=np.float64)
+        read = np.empty_like(total)
+        for entry in range(int(counts.max())):
+            longer = np.flatnonzero(counts > entry)
+            found = begins[longer] + entry
+            places = view.mean_place[found]
+            for donor, rows in _by_value(view.mean_donor[found]):
+                self._tables[donor].gather(places[rows], rows, read)
+            total[longer] += read[: len(longer)]
+        total /= counts[:, np.newaxis]
+        return total
 
     def _mean_row(self) -> Array:
         """Return the mean of all rows but the padding; it is taken once."""
@@ -200,19 +227,34 @@ class OpenRows:
     def _mean_of_all(self) -> Array:
         width, rows = self._view.width, len(self._view.donor)
         total = np.zeros(width, dtype=np.float64)
-        read = np.empty(_ROWS_SUMMED * width, dtype=self._dtype)
-        for first in range(0, rows, _ROWS_SUMMED):
-            count = min(_ROWS_SUMMED, rows - first)
-            self._rows_into(first * width, read[: count * width])
-            summed = read[: count * width].astype(np.float64).reshape(count, width)
-            # Added pairwise by halves: the same order whatever NumPy does inside a reduction.
-            while count > 1:
-                half = count // 2
-                summed[:half] += summed[count - half : count]
-                count -= half
-            total += summed[0]
+        most = _summed_at_once(width)
+        read = np.empty((min(most, rows), width), dtype=self._dtype)
+        for first in range(0, rows, most):
+            block = read[: rows - first]
+            self._rows_into(first * width, block.reshape(-1))
+            for begin in range(0, len(block), _ROWS_SUMMED):
+                total += _halved(block[begin : begin + _ROWS_SUMMED].astype(np.float64))
         total /= max(1, rows)
         return total.astype(self._dtype)
+
+
+def _summed_at_once(width: int) -> int:
+    """Return how many rows are read for the mean of all, a multiple of those that are summed."""
+    return max(1, _MEANT // max(1, width * _ROWS_SUMMED)) * _ROWS_SUMMED
+
+
+def _halved(rows: Array) -> Array:
+    """Return the sum of rows, which are overwritten.
+
+    They are added pairwise by halves: the same order whatever NumPy does inside a reduction.
+    """
+    count = len(rows)
+    while count > 1:
+        half = count // 2
+        rows[:half] += rows[count - half : count]
+        count -= half
+    total: Array = rows[0]
+    return total
 
 
 class _OpenTable:
@@ -236,6 +278,46 @@ class _OpenTable:
             self._fetch(start + begin, read)
             part[...] = read
 
+    def gather(self, places: Ints, rows: Places, out: Array) -> None:
+        """Fill these rows of a matrix with the table's rows of those places.
+
+        Rows that follow each other in both are read straight to where they go; of the others those
+        that lie near each other in the file are read together.
+        """
+        width = out.shape[1]
+        row_bytes = max(1, width * self._dtype.itemsize)
+        edges = _edges(places, rows)
+        counts = np.diff(edges)
+        long = counts * row_bytes >= _NEAR_BYTES
+        for run in np.flatnonzero(long).tolist():
+            first, count = edges[run], counts[run]
+            into = out[rows[first] : rows[first] + count]
+            self.read(int(places[first]) * width, into.reshape(-1))
+        if long.all():
+            return
+        short = np.flatnonzero(~np.repeat(long, counts))
+        short = short[np.argsort(places[short], kind="stable")]
+        places, rows = places[short], rows[short]
+        near, most = max(1, _NEAR_BYTES // row_bytes), max(1, _SPAN_BYTES // row_bytes)
+        for begin, end in _spans(places, near, most):
+            self._scatter(places[begin:end], rows[begin:end], out)
+
+    def _scatter(self, places: Ints, rows: Places, out: Array) -> None:
+        """Read the stretch of these ascending places once, and put its rows where they go."""
+        width, first = out.shape[1], int(places[0])
+        if len(places) == 1:
+            self.read(first * width, out[rows[0]])
+            return
+        read = np.empty((int(places[-1]) - first + 1, width), dtype=self._dtype)
+        self._fetch(first * width, read.reshape(-1))
+        if out.dtype == self._dtype:
+            # As whole numbers, so that what is no number keeps its bits.
+            plain = np.dtype(f"u{self._dtype.itemsize}")
+            read, out = read.view(plain), out.view(plain)
+        most = max(1, _PIECE // width)
+        for begin in range(0, len(rows), most):
+            out[rows[begin : begin + most]] = read[places[begin : begin + most] - first]
+
     def _fetch(self, start: int, out: Array) -> None:
         if self._view is None:
             raw = out.view(np.uint8)
@@ -244,11 +326,30 @@ class _OpenTable:
             self._view.read_into(start, len(out), out.view(np.uint8))
 
 
-def _edges(donor: Ints, place: Ints) -> npt.NDArray[np.intp]:
+def _by_value(donors: Ints) -> Iterator[tuple[int, Places]]:
+    """Yield every value that occurs, and where."""
+    for donor in np.unique(donors).tolist():
+        yield donor, np.flatnonzero(donors == donor)
+
+
+def _edges(places: Ints, rows: Places) -> Places:
     """Return where each run of rows that one reading gives begins, and where the last one ends."""
-    joined = donor[1:] == donor[:-1]
-    joined &= ((donor[1:] >= 0) & (place[1:] == place[:-1] + 1)) | (donor[1:] == ZERO)
-    return np.concatenate([[0], np.flatnonzero(~joined) + 1, [len(donor)]])
+    joined = (np.diff(places) == 1) & (np.diff(rows) == 1)
+    return np.concatenate([[0], np.flatnonzero(~joined) + 1, [len(rows)]])
+
+
+def _spans(places: Ints, near: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending places where the next is not near, and where a stretch would be too long."""
+    ends = np.flatnonzero(np.diff(places) > near) + 1
+    begin = 0
+    for end in (*ends.tolist(), len(places)):
+        while begin < end:
+            far = int(places[begin]) + most
+            cut = end
+            if places[end - 1] >= far:
+                cut = begin + int(np.searchsorted(places[begin:end], far))
+            yield begin, cut
+            begin = cut
 
 
 def _dtype(code: str) -> np.dtype[Any]:

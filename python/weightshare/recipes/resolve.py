@@ -119,7 +119,7 @@ class TensorResolver:
         count = len(place.group.members)
         base = sources[count] if place.group.base is not None else None
         dtype = self._recipe.out_dtype or self._recipe.dtype
-        dtype = dtype or (infos[-1].dtype if base else promoted(codes))
+        dtype = dtype or promoted(codes)
         return PlannedTensor(
             *(place.name, dtype, shapes[0], "merge", tuple(sources[:count]), base, settings),
             statistics=statistics,

@@ -28,9 +28,8 @@ CASES: dict[str, dict[str, Any]] = INDEX["cases"]
 # The spacing of numbers just below one, of each element.
 ULP = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 
-# mergekit writes float32 here: by mistake for bfloat16 inputs, or because one of the fine-tunes is
-# float32. Ours keeps the element of the base.
-WRITES_FLOAT32 = {"own-dtype-fusion", "fusion-16", "ramplus-16", "own-dtype-mixed-base"}
+# mergekit writes float32 here by mistake: every input is bfloat16.
+WRITES_FLOAT32 = {"own-dtype-fusion", "fusion-16", "ramplus-16"}
 
 # The same merge by float32 arithmetic, where its name does not tell.
 PRECISE = {"own-dtype-fusion": "fusion-32-16", "own-dtype-16": "arithmetic-32-16"}

@@ -137,6 +137,54 @@ def test_rows_that_follow_each_other_are_read_at_once():
     assert model.readings == 1
 
 
+def test_scattered_rows_that_lie_near_each_other_are_read_together():
+    random = np.random.default_rng(3)
+    table = random.standard_normal((5000, 4)).astype(ml_dtypes.bfloat16)
+    places = random.permutation(5000)
+    rows = [(0, int(place)) for place in places]
+    for made in ("BF16", "F32"):
+        model = Memory(t=table)
+        got = read(view_of(["BF16"], made, rows, width=4), [model], [4, 9999])
+        assert got.tobytes() == table[places].astype(DTYPES[made]).tobytes()
+        assert model.readings < 10
+
+
+def test_one_row_that_thousands_of_rows_take_is_read_few_times():
+    table = np.arange(2048, dtype=np.float32).reshape(2, 1024)
+    model = Memory(t=table)
+    got = read(view_of(["F32"], "F32", [(0, 1)] * 3000, width=1024), [model])
+    assert (got == table[1]).all()
+    assert model.readings == 1
+
+
+def test_rows_that_lie_far_from_each_other_are_read_one_by_one():
+    table = np.random.default_rng(4).standard_normal((64, 40_000)).astype(np.float32)
+    places = np.random.default_rng(5).permutation(64)
+    model = Memory(t=table)
+    got = read(view_of(["F32"], "F32", [(0, int(p)) for p in places], width=40_000), [model])
+    assert got.tobytes() == table[places].tobytes()
+    assert model.readings <= 64
+
+
+def test_scattered_means_are_read_together_and_keep_their_order_of_addition():
+    random = np.random.default_rng(6)
+    tables = [random.standard_normal((700, 3)).astype(np.float32) for _ in range(3)]
+    means = [
+        [(int(d), int(random.integers(700))) for d in random.permutation(3)[: 1 + m % 3]]
+        for m in range(700)
+    ]
+    order = random.permutation(700)
+    models = [Memory(t=table) for table in tables]
+    view = view_of(["F32"] * 3, "F32", [(MEAN, int(m)) for m in order], means)
+    got = read(view, models)
+    for row, number in enumerate(order):
+        total = np.zeros(3)
+        for donor, place in means[number]:
+            total += tables[donor][place]
+        assert got[row].tobytes() == (total / len(means[number])).astype(np.float32).tobytes()
+    assert sum(model.readings for model in models) < 20
+
+
 def test_rows_that_are_only_moved_keep_bytes_that_are_no_numbers():
     table = np.array([[0x7F81, 0xFF81], [0x7FC1, 0x8000]], dtype=np.uint16)
     view = view_of(["BF16"], "BF16", [(0, 1), (0, 0), (ZERO, -1)], width=2)
