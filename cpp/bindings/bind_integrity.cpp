@@ -9,13 +9,12 @@ using namespace pybind11::literals;
 namespace weightshare {
 namespace {
 
-std::pair<std::uint64_t, std::uint64_t> digest_of(const py::buffer& data, std::uint64_t start) {
-  const py::buffer_info info = data.request();
-  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
+std::pair<std::uint64_t, std::uint64_t> digest_of(const py::array& data, std::uint64_t start) {
+  if (data.itemsize() != 1 || data.ndim() != 1 || (data.flags() & py::array::c_style) == 0) {
     throw ElementError("data: expected flat bytes without gaps");
   }
   const std::span<const std::byte> bytes(
-      static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size));
+      static_cast<const std::byte*>(data.data()), static_cast<std::size_t>(data.size()));
   const py::gil_scoped_release unlocked;
   const Digest found = digest(bytes, start);
   return {found.low, found.high};

@@ -40,7 +40,7 @@ inline Bits<Real> key_of(Real value) {
 template <class Real>
 class Deltas {
  public:
-  static constexpr std::size_t kBlock = 256;
+  static constexpr std::size_t kBlock = 512;
 
   Deltas(std::span<const ConstBuffer> w, const ConstBuffer* base)
       : w_(w), base_(base), values_(std::make_unique_for_overwrite<Real[]>((w.size() + 1) * kStride)) {}
@@ -51,12 +51,7 @@ class Deltas {
       widen<Real>(base_->element, base_->at(start), values_.get(), count);
     }
     for (std::size_t j = 0; j < w_.size(); ++j) {
-      Real* const values = of(j);
-      const Real* const base = values_.get();
-      widen<Real>(w_[j].element, w_[j].at(start), values, count);
-      for (std::size_t x = 0; base_ != nullptr && x < count; ++x) {
-        values[x] -= base[x];
-      }
+      subtract(w_[j].element, w_[j].at(start), of(j), count);
     }
   }
 
@@ -74,6 +69,9 @@ class Deltas {
 
   /// Keys of the population variance over the tensors; `sums` is scratch of kBlock.
   void variance_keys(Bits<Real>* out, Real* sums, std::size_t count) const {
+    if (size() == 2) {
+      return variance_of_two(of(0), of(1), out, count);
+    }
     const auto n = static_cast<Real>(size());
     std::fill_n(sums, count, Real{0});
     for (std::size_t j = 0; j < size(); ++j) {
@@ -99,6 +97,33 @@ class Deltas {
   }
 
  private:
+  void subtract(Element element, const void* source, Real* values, std::size_t count) const {
+    const Real* const base = values_.get();
+    if (base_ != nullptr && element == Element::bf16) {
+      const auto* const bits = static_cast<const std::uint16_t*>(source);
+      for (std::size_t x = 0; x < count; ++x) {
+        const auto value = std::bit_cast<float>(static_cast<std::uint32_t>(bits[x]) << 16U);
+        values[x] = static_cast<Real>(value) - base[x];
+      }
+      return;
+    }
+    widen<Real>(element, source, values, count);
+    for (std::size_t x = 0; base_ != nullptr && x < count; ++x) {
+      values[x] -= base[x];
+    }
+  }
+
+  /// The same bits as the general way gives: a half times x is x over two.
+  static void variance_of_two(const Real* a, const Real* b, Bits<Real>* out, std::size_t count) {
+    constexpr Real kHalf{0.5};
+    for (std::size_t x = 0; x < count; ++x) {
+      const Real mean = (a[x] + b[x]) * kHalf;
+      const Real first = a[x] - mean;
+      const Real second = b[x] - mean;
+      out[x] = key_of((first * first + second * second) * kHalf);
+    }
+  }
+
   static constexpr std::size_t kStride = kBlock + 80;  // not a power of two, for the sake of the caches
 
   std::span<const ConstBuffer> w_;

@@ -33,7 +33,9 @@ inline std::uint64_t load_word(const std::byte* data) {
 /// A word of which only `count` bytes are known, the first of them at byte `place` of the word.
 std::uint64_t load_part(const std::byte* data, std::size_t place, std::size_t count) {
   std::uint64_t word = 0;
-  std::memcpy(reinterpret_cast<std::byte*>(&word) + place, data, count);
+  if (count > 0) {  // an empty stretch may have no address
+    std::memcpy(reinterpret_cast<std::byte*>(&word) + place, data, count);
+  }
   return word;
 }
 

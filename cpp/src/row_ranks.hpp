@@ -26,8 +26,10 @@ class RowRanks {
     step_ = n == 1 ? 0.0 : (most - least) * kWords / static_cast<double>(n - 1);
     const std::uint64_t sure = whole_above(low_);
     const std::uint64_t never = std::max(sure, whole_above(bound(n - 1)));
+    const auto last = static_cast<std::uint32_t>(std::max<std::uint64_t>(sure, 1) - 1);
+    const std::uint8_t any = sure > 0 ? 1 : 0;
     for (std::size_t i = 0; i < n; ++i) {
-      kept[i] = words[i] < sure ? 1 : 0;
+      kept[i] = words[i] <= last ? any : 0;
     }
     if (sure == never) {
       return;
@@ -36,18 +38,15 @@ class RowRanks {
     find_open(words, n, sure, never);
     decide(words, kept);
     if (!unsettled_.empty()) {
-      rank(keys, n);
-      for (const std::uint32_t i : unsettled_) {
-        kept[i] = words[i] < bound(rank_[i]) ? 1 : 0;
-      }
+      settle(keys, words, n, kept);
     }
   }
 
  private:
   static constexpr int kMantissa = sizeof(Real) == 4 ? 23 : 52;
-  static constexpr int kOctaves = 16;        // below the row's greatest; what is smaller shares one bin
-  static constexpr int kFinest = 8;          // bits of the mantissa that tell bins apart, in long rows
-  static constexpr std::size_t kSmall = 24;  // a bin that insertion sorts
+  static constexpr int kOctaves = 16;      // below the row's greatest; what is smaller shares one bin
+  static constexpr int kFinest = 8;        // bits of the mantissa that tell bins apart, in long rows
+  static constexpr std::size_t kFew = 96;  // elements that are ranked one by one, without sorting
 
   /// The least integer that is not below a number from 0 to 2^32.
   static std::uint64_t whole_above(double value) {
@@ -57,11 +56,6 @@ class RowRanks {
 
   double bound(std::size_t rank) const { return low_ + step_ * static_cast<double>(rank); }
 
-  std::size_t bin_of(Key key) const {
-    const auto bin = static_cast<std::ptrdiff_t>(key >> shift_) - least_;
-    return bin > 0 ? static_cast<std::size_t>(bin) : 0;
-  }
-
   /// below_[b] = how many elements lie in lower bins than b.
   void count(const Key* keys, std::size_t n) {
     Key greatest = 0;
@@ -69,21 +63,27 @@ class RowRanks {
       greatest = keys[i] > greatest ? keys[i] : greatest;
     }
     int fine = kFinest;
-    while (fine > 2 && (std::size_t{kOctaves} << static_cast<unsigned>(fine)) > 2 * n) {
+    while (fine > 2 && (std::size_t{kOctaves} << static_cast<unsigned>(fine)) > n / 2) {
       --fine;
     }
     const std::size_t bins = std::size_t{kOctaves} << static_cast<unsigned>(fine);
     shift_ = kMantissa - fine;
-    least_ = static_cast<std::ptrdiff_t>(greatest >> shift_) - static_cast<std::ptrdiff_t>(bins) + 1;
+    least_ = (greatest >> shift_) - static_cast<Key>(bins) + 1;
     below_.assign(bins + 1, 0);
     bins_.resize(n);
+    const Key shift = shift_;  // not members in the loop, which could not be vectorised then
+    const Key least = least_;
     for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t bin = bin_of(keys[i]);
-      bins_[i] = static_cast<std::uint16_t>(bin);
-      ++below_[bin + 1];
+      bins_[i] = static_cast<std::uint16_t>(std::max((keys[i] >> shift) - least, Key{0}));
     }
-    for (std::size_t b = 0; b < bins; ++b) {
-      below_[b + 1] += below_[b];
+    std::uint32_t* const below = below_.data();
+    for (std::size_t i = 0; i < n; ++i) {
+      ++below[bins_[i] + std::size_t{1}];
+    }
+    std::uint32_t so_far = 0;
+    for (std::size_t b = 1; b <= bins; ++b) {
+      so_far += below[b];
+      below[b] = so_far;
     }
   }
 
@@ -92,72 +92,131 @@ class RowRanks {
     const auto first = static_cast<std::uint32_t>(sure);
     const auto span = static_cast<std::uint32_t>(never - sure);
     open_.resize(n);
-    n_open_ = 0;
+    std::uint32_t* const open = open_.data();
+    std::size_t found = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      open_[n_open_] = static_cast<std::uint32_t>(i);
-      n_open_ += words[i] - first < span ? 1U : 0U;
+      open[found] = static_cast<std::uint32_t>(i);
+      found += words[i] - first < span ? 1U : 0U;
     }
+    n_open_ = found;
   }
 
   void decide(const std::uint32_t* words, std::uint8_t* kept) {
-    std::size_t n_unsettled = 0;
     unsettled_.resize(n_open_ + 1);
-    for (std::size_t k = 0; k < n_open_; ++k) {
-      const std::uint32_t i = open_[k];
-      const std::size_t bin = bins_[i];
+    // What the loop reads is not read through members, which a store to `kept` might change.
+    std::uint32_t* const unsettled = unsettled_.data();
+    const std::uint32_t* const open = open_.data();
+    const std::uint32_t* const below = below_.data();
+    const std::uint16_t* const bins = bins_.data();
+    const double low = low_;
+    const double step = step_;
+    std::size_t n_unsettled = 0;
+    for (std::size_t k = 0, n = n_open_; k < n; ++k) {
+      const std::uint32_t i = open[k];
+      const std::size_t bin = bins[i];
       const auto word = static_cast<double>(words[i]);
-      const bool surely = word < bound(below_[bin]);
-      const bool perhaps = word < bound(below_[bin + 1] - 1);
+      const bool surely = word < low + step * static_cast<double>(below[bin]);
+      const bool perhaps = word < low + step * static_cast<double>(below[bin + 1] - 1);
       kept[i] = surely ? 1 : 0;
-      unsettled_[n_unsettled] = i;
+      unsettled[n_unsettled] = i;
       n_unsettled += static_cast<std::size_t>(perhaps) & static_cast<std::size_t>(!surely);
     }
     unsettled_.resize(n_unsettled);
   }
 
-  /// rank_[i] of every element in the bins of the unsettled ones.
-  void rank(const Key* keys, std::size_t n) {
-    wanted_.assign(below_.size(), 0);
+  /// Ranks the unsettled elements, among those of their bins.
+  void settle(const Key* keys, const std::uint32_t* words, std::size_t n, std::uint8_t* kept) {
+    find_members(keys, n);
+    const bool few = unsettled_.size() <= kFew;
+    if (!few) {
+      sort_bins(keys);
+    }
+    for (const std::uint32_t i : unsettled_) {
+      const std::size_t rank = few ? rank_of(keys[i], i, bins_[i]) : rank_[i];
+      kept[i] = words[i] < bound(rank) ? 1 : 0;
+    }
+    for (const std::uint32_t i : unsettled_) {
+      wanted_[bins_[i]] = 0;
+    }
+  }
+
+  /// The elements of all bins with an unsettled one, and their keys, in order.
+  void find_members(const Key* keys, std::size_t n) {
+    wanted_.resize(std::max(wanted_.size(), below_.size()), 0);
     for (const std::uint32_t i : unsettled_) {
       wanted_[bins_[i]] = 1;
     }
-    next_ = below_;
-    order_.resize(n);
-    rank_.resize(n);
-    for (std::size_t i = n; i-- > 0;) {  // from the last, since of equal elements the earlier ranks higher
-      order_[next_[bins_[i]]++] = static_cast<std::uint32_t>(i);
+    members_.resize(n + 1);
+    member_keys_.resize(n + 1);
+    std::uint32_t* const members = members_.data();  // pointers and a count of its own: kept in registers
+    Key* const member_keys = member_keys_.data();
+    const std::uint8_t* const wanted = wanted_.data();
+    const std::uint16_t* const bins = bins_.data();
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      members[found] = static_cast<std::uint32_t>(i);
+      member_keys[found] = keys[i];
+      found += wanted[bins[i]];
+    }
+    n_members_ = found;
+  }
+
+  /// Of equal elements the earlier ranks higher.
+  std::size_t rank_of(Key key, std::uint32_t element, std::uint32_t bin) const {
+    const Key* const members = member_keys_.data();
+    const auto after =
+        static_cast<std::size_t>(std::upper_bound(members_.begin(),
+                                     members_.begin() + static_cast<std::ptrdiff_t>(n_members_), element) -
+                                 members_.begin());
+    const Key low = bin == 0 ? 0 : (static_cast<Key>(bin) + least_) << shift_;
+    std::uint32_t lower = 0;
+    for (std::size_t m = 0; m < after; ++m) {
+      lower += static_cast<std::uint32_t>((members[m] >= low) & (members[m] < key));
+    }
+    for (std::size_t m = after; m < n_members_; ++m) {
+      lower += static_cast<std::uint32_t>((members[m] >= low) & (members[m] <= key));
+    }
+    return below_[bin] + std::size_t{lower};
+  }
+
+  /// rank_[i] of all members.
+  void sort_bins(const Key* keys) {
+    rank_.resize(bins_.size());
+    order_.resize(bins_.size());
+    end_ = below_;
+    for (std::size_t m = n_members_; m-- > 0;) {  // from the last, so that equal elements are in order
+      order_[end_[bins_[members_[m]]]++] = members_[m];
     }
     for (std::size_t bin = 0; bin + 1 < below_.size(); ++bin) {
       if (wanted_[bin] != 0) {
-        sort_bin(keys, below_[bin], below_[bin + 1]);
+        sort_bin(keys, bin);
       }
     }
   }
 
-  void sort_bin(const Key* keys, std::size_t begin, std::size_t end) {
-    std::uint32_t* const first = order_.data() + begin;
-    std::uint32_t* const last = order_.data() + end;
+  void sort_bin(const Key* keys, std::size_t bin) {
+    std::uint32_t* const first = order_.data() + below_[bin];
+    std::uint32_t* const last = order_.data() + below_[bin + 1];
     const auto less = [keys](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; };
-    if (end - begin > kSmall && !std::is_sorted(first, last, less)) {
+    if (!std::is_sorted(first, last, less)) {
       std::stable_sort(first, last, less);
-    } else {
-      for (std::uint32_t* place = first; place != last; ++place) {
-        std::rotate(std::upper_bound(first, place, *place, less), place, place + 1);
-      }
     }
-    for (std::size_t r = begin; r < end; ++r) {
-      rank_[order_[r]] = static_cast<std::uint32_t>(r);
+    for (std::uint32_t* place = first; place != last; ++place) {
+      rank_[*place] = below_[bin] + static_cast<std::uint32_t>(place - first);
     }
   }
 
   double low_ = 0.0;
   double step_ = 0.0;
   int shift_ = 0;
-  std::ptrdiff_t least_ = 0;
+  Key least_ = 0;
   std::size_t n_open_ = 0;
   std::vector<std::uint32_t> below_;
-  std::vector<std::uint32_t> next_;
-  std::vector<std::uint8_t> wanted_;
+  std::size_t n_members_ = 0;
+  std::vector<std::uint32_t> end_;
+  std::vector<std::uint8_t> wanted_;  // whether a bin holds an unsettled element; 0 between rows
+  std::vector<std::uint32_t> members_;
+  std::vector<Key> member_keys_;
   std::vector<std::uint16_t> bins_;
   std::vector<std::uint32_t> open_;
   std::vector<std::uint32_t> unsettled_;

@@ -5,14 +5,14 @@
 #include <string>
 
 #include "deltas.hpp"
+#include "packed.hpp"
 #include "weightshare/error.hpp"
 
 namespace weightshare {
 namespace {
 
 constexpr std::size_t kStretch = std::size_t{1} << 20U;  // elements of a histogram of its own
-constexpr std::size_t kGroup = 32;
-constexpr std::size_t kTurns = 4;
+constexpr std::size_t kTurns = 2;
 
 template <class Real>
 constexpr int kLevels = sizeof(Real) == 4 ? 2 : 4;
@@ -71,30 +71,20 @@ class KeyReader {
   Real sums_[kBlock];
 };
 
-/// found(x) for every key with those leading bits; most groups hold none, which one comparison tells.
-template <class Key, class Found>
-void for_matches(const Key* keys, std::size_t count, int shift, Key prefix, const Found& found) {
-  for (std::size_t x = 0; x < count; x += kGroup) {
-    const std::size_t stop = std::min(count, x + kGroup);
-    Key any = 0;
-    if (stop == x + kGroup) {
-      for (std::size_t i = 0; i < kGroup; ++i) {
-        any |= static_cast<Key>((keys[x + i] >> shift) == prefix);
-      }
-    } else {
-      any = 1;
-    }
-    for (std::size_t i = x; any != 0 && i < stop; ++i) {
-      if ((keys[i] >> shift) == prefix) {
-        found(i);
-      }
-    }
+/// found(x) for every key with those leading bits; count <= the block of a reader.
+template <class Real, class Found>
+void for_matches(
+    const Bits<Real>* keys, std::size_t count, int shift, Bits<Real> prefix, const Found& found) {
+  std::uint8_t same[KeyReader<Real>::kBlock];
+  for (std::size_t x = 0; x < count; ++x) {
+    same[x] = static_cast<std::uint8_t>((keys[x] >> shift) == prefix);
   }
+  for_flags(same, count, found);
 }
 
 /// Counts in several histograms in turn: equal neighbours would wait for one another in one of them.
 template <class Key>
-void count_first(const Key* keys, std::size_t count, int shift, std::uint32_t* counts, std::size_t stride) {
+void count_first(const Key* keys, std::size_t count, int shift, std::int64_t* counts, std::size_t stride) {
   std::uint32_t zeros = 0;
   for (std::size_t x = 0; x < count; ++x) {
     zeros += keys[x] == 0 ? 1U : 0U;
@@ -111,32 +101,79 @@ void count_first(const Key* keys, std::size_t count, int shift, std::uint32_t* c
   }
 }
 
+/// Histograms of which each thread that counts takes one for a while; made once and summed once.
+class Histograms {
+ public:
+  explicit Histograms(std::size_t size) : size_(size) {}
+
+  class Lease {
+   public:
+    explicit Lease(Histograms& owner) : owner_(owner), counts_(owner.take()) {}
+    ~Lease() { owner_.give_back(std::move(counts_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    std::int64_t* counts() { return counts_.data(); }
+
+   private:
+    Histograms& owner_;
+    std::vector<std::int64_t> counts_;
+  };
+
+  /// Adds all of them, and the turns of each, up.
+  void add_to(std::span<std::int64_t> counts) const {
+    for (const std::vector<std::int64_t>& one : idle_) {
+      for (std::size_t i = 0; i < size_; i += counts.size()) {
+        for (std::size_t k = 0; k < counts.size(); ++k) {
+          counts[k] += one[i + k];
+        }
+      }
+    }
+  }
+
+ private:
+  std::vector<std::int64_t> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) {
+      idle_.reserve(++made_);
+      return std::vector<std::int64_t>(size_);
+    }
+    std::vector<std::int64_t> counts = std::move(idle_.back());
+    idle_.pop_back();
+    return counts;
+  }
+
+  void give_back(std::vector<std::int64_t> counts) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(counts));  // room was reserved
+  }
+
+  std::size_t size_;
+  std::size_t made_ = 0;
+  std::mutex mutex_;
+  std::vector<std::vector<std::int64_t>> idle_;
+};
+
 template <class Real>
 void count_as(std::span<std::int64_t> counts, const Rankable& tensors, int level,
     std::span<const std::int64_t> prefixes, const Execution& execution) {
   require<ArgumentError>(level >= 0 && level < kLevels<Real>,
       "level: expected 0 to " + std::to_string(kLevels<Real> - 1) + ", got " + std::to_string(level));
   const std::size_t total = tensors.w[0].count;
-  std::mutex adding;
+  Histograms histograms(counts.size() * (level == 0 ? kTurns : 1));
   for_blocks((total + kStretch - 1) / kStretch, execution, [&](std::size_t stretch) {
-    std::vector<std::uint32_t> found(counts.size() * (level == 0 ? kTurns : 1));
+    Histograms::Lease lease(histograms);
     KeyReader<Real> reader(tensors);
     reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
         [&](std::size_t k, const Bits<Real>* keys, std::size_t, std::size_t count) {
-          std::uint32_t* const mine = found.data() + k * kHistogram;
+          std::int64_t* const mine = lease.counts() + k * kHistogram;
           if (level == 0) {
             return count_first(keys, count, shift_of<Real>(0), mine, counts.size());
           }
-          for_matches(keys, count, shift_of<Real>(level - 1), static_cast<Bits<Real>>(prefixes[k]),
+          for_matches<Real>(keys, count, shift_of<Real>(level - 1), static_cast<Bits<Real>>(prefixes[k]),
               [&](std::size_t x) { ++mine[digit_of<Real>(keys[x], level)]; });
         });
-    const std::lock_guard<std::mutex> lock(adding);
-    for (std::size_t i = 0; i < found.size(); i += counts.size()) {
-      for (std::size_t k = 0; k < counts.size(); ++k) {
-        counts[k] += found[i + k];
-      }
-    }
   });
+  histograms.add_to(counts);
 }
 
 using Parts = std::vector<Gathered>;
@@ -153,19 +190,34 @@ Parts gather_as(
           for (std::size_t i = 0; i < wanted.size(); ++i) {
             Gathered& found = parts[stretch][i];
             const auto prefix = static_cast<Bits<Real>>(wanted[i].prefix);
-            for_matches(
+            std::int64_t match_keys[KeyReader<Real>::kBlock];
+            std::int64_t match_places[KeyReader<Real>::kBlock];
+            std::size_t n = 0;
+            for_matches<Real>(
                 keys, wanted[i].ranking == k ? count : 0, shift_of<Real>(level), prefix, [&](std::size_t x) {
-                  found.keys.push_back(keys[x]);
-                  found.places.push_back(static_cast<std::int64_t>(start + x));
+                  match_keys[n] = keys[x];
+                  match_places[n++] = static_cast<std::int64_t>(start + x);
                 });
+            found.keys.insert(found.keys.end(), match_keys, match_keys + n);
+            found.places.insert(found.places.end(), match_places, match_places + n);
           }
         });
   });
+  if (parts.size() == 1) {
+    return std::move(parts[0]);
+  }
   Parts all(wanted.size());
-  for (const Parts& part : parts) {
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      all[i].keys.insert(all[i].keys.end(), part[i].keys.begin(), part[i].keys.end());
-      all[i].places.insert(all[i].places.end(), part[i].places.begin(), part[i].places.end());
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    std::size_t size = 0;
+    for (const Parts& part : parts) {
+      size += part[i].keys.size();
+    }
+    all[i].keys.reserve(size);
+    all[i].places.reserve(size);
+    for (Parts& part : parts) {
+      const Gathered one = std::move(part[i]);  // freed when it has been copied
+      all[i].keys.insert(all[i].keys.end(), one.keys.begin(), one.keys.end());
+      all[i].places.insert(all[i].places.end(), one.places.begin(), one.places.end());
     }
   }
   return all;
@@ -180,11 +232,11 @@ void mark_as(
     KeyReader<Real> reader(tensor);
     reader.read(stretch * kStretch, std::min(total, (stretch + 1) * kStretch),
         [&](std::size_t, const Bits<Real>* keys, std::size_t start, std::size_t count) {
+          std::uint8_t same[KeyReader<Real>::kBlock];
           for (std::size_t x = 0; x < count; ++x) {
-            const unsigned same = keys[x] == static_cast<Bits<Real>>(key) ? 1U : 0U;
-            std::uint8_t& byte = bits[(start + x) / 8];
-            byte = static_cast<std::uint8_t>(byte | (same << (x % 8)));
+            same[x] = static_cast<std::uint8_t>(keys[x] == static_cast<Bits<Real>>(key));
           }
+          pack_flags(same, count, bits.data() + start / 8);
         });
   });
 }

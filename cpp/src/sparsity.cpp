@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "deltas.hpp"
+#include "packed.hpp"
 #include "row_ranks.hpp"
 #include "weightshare/error.hpp"
 #include "weightshare/random.hpp"
@@ -67,20 +68,8 @@ class Masked {
 
   Deltas<Real>& deltas() { return deltas_; }
 
-  /// Packs which elements of the chunk [start, stop) a ranked mask keeps.
-  void pack(std::size_t j, std::size_t start, std::size_t stop, std::uint8_t* bits) const {
-    if (vectors_.masks[j].keep != Keep::ranked) {
-      return;
-    }
-    const std::uint8_t* const kept = rows_[j].data();
-    for (std::size_t x = 0; x < stop - start; x += 8) {
-      unsigned byte = 0;
-      for (std::size_t bit = 0; bit < std::min<std::size_t>(8, stop - start - x); ++bit) {
-        byte |= static_cast<unsigned>(kept[x + bit]) << bit;
-      }
-      bits[(start + x) / 8] = static_cast<std::uint8_t>(byte);
-    }
-  }
+  /// From now on tells which elements the masks of kind `ranked` and `random` keep.
+  void tell(std::span<std::uint8_t> bits) { told_ = bits; }
 
   /// To be called before the blocks of the chunk [start, stop) are masked.
   void enter(std::size_t start, std::size_t stop) {
@@ -88,6 +77,7 @@ class Masked {
     for (std::size_t j = 0; j < rows_.size(); ++j) {
       if (vectors_.masks[j].keep == Keep::ranked) {
         rank_rows(j, start, stop);
+        pack(j, rows_[j].data(), start, stop - start);
       }
     }
   }
@@ -124,11 +114,7 @@ class Masked {
         deltas_.keys(j, keys_, count);
         return keep_ranks(j, mask, start, count);
       case Keep::random:
-        if (mask.bound < std::int64_t{1} << 32U) {
-          random_words(mask.stream, vectors_.start + start, {words_, count});
-          keep_below(values, words_, count, static_cast<std::uint32_t>(mask.bound));
-        }
-        return;
+        return keep_random(j, mask, start, count);
       case Keep::held:
         return keep_bits(values, mask.bits + start / 8, count);
       case Keep::ranked:
@@ -136,6 +122,26 @@ class Masked {
           const Bits<Real> kept = -static_cast<Bits<Real>>(rows_[j][start - chunk_ + x]);
           values[x] = masked_by<Real>(values[x], kept, 0);
         }
+    }
+  }
+
+  void pack(std::size_t j, const std::uint8_t* flags, std::size_t start, std::size_t count) {
+    if (!told_.empty()) {
+      pack_flags(flags, count, told_.data() + j * (told_.size() / rows_.size()) + start / 8);
+    }
+  }
+
+  void keep_random(std::size_t j, const Mask& mask, std::size_t start, std::size_t count) {
+    if (mask.bound < std::int64_t{1} << 32U) {
+      random_words(mask.stream, vectors_.start + start, {words_, count});
+      keep_below(deltas_.of(j), words_, count, static_cast<std::uint32_t>(mask.bound));
+    }
+    if (!told_.empty()) {
+      std::uint8_t flags[kBlock];
+      for (std::size_t x = 0; x < count; ++x) {
+        flags[x] = static_cast<std::uint8_t>(static_cast<std::int64_t>(words_[x]) < mask.bound);
+      }
+      pack(j, flags, start, count);
     }
   }
 
@@ -183,6 +189,7 @@ class Masked {
   const TaskVectors& vectors_;
   Deltas<Real> deltas_;
   std::vector<std::vector<std::uint8_t>> rows_;
+  std::span<std::uint8_t> told_;
   std::vector<Bits<Real>> row_keys_;
   std::vector<std::uint32_t> row_words_;
   RowRanks<Real> ranks_;
@@ -243,10 +250,8 @@ void norms_as(std::span<double> all, std::span<double> kept, const TaskVectors& 
     const std::size_t stop = std::min(count, start + vectors.chunk);
     const auto masked = std::make_unique<Masked<Real>>(vectors);
     std::vector<std::array<double, kLanes>> sums(2 * n);
+    masked->tell(bits);
     masked->enter(start, stop);
-    for (std::size_t j = 0; j < n && !bits.empty(); ++j) {
-      masked->pack(j, start, stop, bits.data() + j * ((count + 7) / 8));
-    }
     for (std::size_t x = start; x < stop; x += masked->kBlock) {
       const std::size_t length = std::min(masked->kBlock, stop - x);
       masked->deltas().read(x, length);
@@ -279,6 +284,8 @@ class Sum {
       for (std::size_t j = 0; j < deltas.size(); ++j) {
         add(deltas.of(j), static_cast<Real>(ballot_.coefficients[j] * ballot_.strength), count);
       }
+    } else if (deltas.size() == 2) {
+      return divide_ ? elect_two<true>(deltas, count) : elect_two<false>(deltas, count);
     } else {
       elect(deltas, count);
       finish(count);
@@ -319,6 +326,40 @@ class Sum {
         divisors_[x] += masked_by<Real>(weight, agrees, 0);
       }
     }
+  }
+
+  /// What `elect`, `finish` and `add_base` do, operation by operation, without a stop in memory.
+  template <bool divide>
+  const Real* elect_two(const Deltas<Real>& deltas, std::size_t count) {
+    const auto of = [](std::span<const double> numbers, std::size_t j) {
+      return numbers.empty() ? Real{0} : static_cast<Real>(numbers[j]);
+    };
+    const Real vote[2] = {of(ballot_.votes, 0), of(ballot_.votes, 1)};
+    const Real factor[2] = {of(ballot_.coefficients, 0), of(ballot_.coefficients, 1)};
+    const Real weight[2] = {of(ballot_.weights, 0), of(ballot_.weights, 1)};
+    const auto strength = static_cast<Real>(ballot_.strength);
+    const auto tiny = static_cast<Real>(ballot_.tiny);
+    const auto instead = static_cast<Real>(ballot_.instead);
+    const Real* const first = deltas.of(0);
+    const Real* const second = deltas.of(1);
+    const Real* const base = deltas.base();
+    for (std::size_t x = 0; x < count; ++x) {
+      const Real votes[2] = {vote[0] * first[x], vote[1] * second[x]};
+      const Real tally = votes[0] + votes[1];
+      const Bits<Real> flip = -static_cast<Bits<Real>>(tally < Real{0}) & kSign;
+      const auto here = -static_cast<Bits<Real>>(masked_by<Real>(votes[0], kAll, flip) > Real{0});
+      const auto there = -static_cast<Bits<Real>>(masked_by<Real>(votes[1], kAll, flip) > Real{0});
+      Real sum =
+          masked_by<Real>(factor[0] * first[x], here, 0) + masked_by<Real>(factor[1] * second[x], there, 0);
+      sum = tally == tally ? sum : tally;
+      if constexpr (divide) {
+        const Real total = masked_by<Real>(weight[0], here, 0) + masked_by<Real>(weight[1], there, 0);
+        sum /= std::fabs(total) <= tiny ? instead : total;
+      }
+      sum *= strength;
+      sums_[x] = sum == Real{0} ? base[x] : base[x] + sum;
+    }
+    return sums_;
   }
 
   void finish(std::size_t count) {

@@ -14,7 +14,7 @@ namespace weightshare {
 namespace {
 
 constexpr double kSmallestNorm = 1e-7;
-constexpr double kParallel = 1e-16;  // 1 - cos² at or below this is one line
+constexpr double kOneLine = 1e-12;  // 1 - cos² up to this is one line: well above the rounding of a cosine
 constexpr double kSmallestProduct = 1e-6;
 constexpr double kSingular = 1e-8;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -250,7 +250,7 @@ Coefficients spherical_coefficients(double first_squared, double product, double
   const double scale =
       (first < kSmallestNorm ? kSmallestNorm : first) * (second < kSmallestNorm ? kSmallestNorm : second);
   const double cosine = std::clamp(product / scale, -1.0, 1.0);
-  if (1.0 - cosine * cosine <= kParallel) {
+  if (1.0 - cosine * cosine <= kOneLine) {
     return {1.0 - t, t};
   }
   const double angle = elementary::acos(cosine);

@@ -14,10 +14,10 @@ namespace {
 
 constexpr std::size_t kLong = 20000;  // longer than a row whose exponentials are kept
 
-std::vector<double> waves(std::size_t count, double step) {
+std::vector<double> waves(std::size_t count, double step, double height = 3.0) {
   std::vector<double> values(count);
   for (std::size_t k = 0; k < count; ++k) {
-    values[k] = std::sin(step * static_cast<double>(k)) * 3.0;
+    values[k] = std::sin(step * static_cast<double>(k)) * height;
   }
   return values;
 }
@@ -55,6 +55,25 @@ TEST_CASE("the divergence of every row is that of the formula, for short rows an
     const std::size_t last = found.size() - 1;
     CHECK(
         found[last] == doctest::Approx(divergence(&w[last * n_columns], &base[last * n_columns], n_columns)));
+  }
+}
+
+TEST_CASE("small numbers, and ratios near one, take the short ways to the same divergence") {
+  for (const double height : {1e-6, 0.02, 0.339, 0.341, 0.8}) {
+    for (const double change : {1e-4, 0.04, 0.09, 0.11, 0.7}) {
+      const auto base = waves(kLong, 0.7, height);
+      auto w = waves(kLong, 0.31, height * change);
+      for (std::size_t k = 0; k < w.size(); ++k) {
+        w[k] += base[k];
+      }
+      for (const std::size_t n_columns : {std::size_t{2}, std::size_t{500}, kLong}) {
+        std::vector<double> found(kLong / n_columns);
+        row_divergences(found, pair_of(w, base, n_columns), {1, {}});
+        // The terms cancel to the square of the change.
+        const double expected = divergence(w.data(), base.data(), n_columns);
+        CHECK(std::fabs(found[0] - expected) <= 1e-9 * expected + 1e-17);
+      }
+    }
   }
 }
 

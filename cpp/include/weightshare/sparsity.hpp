@@ -53,9 +53,9 @@ struct TaskVectors {
 /// j].
 ///
 /// power is 1 or 2. Float64 in eight lanes by the index in the chunk, so that a chunk always gives the same
-/// bits; the last chunk may be short. With `bits`, tells which elements the masks of kind `ranked` keep, a
-/// row of (count + 7) / 8 bytes for each w, so that they need not be ranked again; chunks are then multiples
-/// of 8.
+/// bits; the last chunk may be short. With `bits`, tells which elements the masks of kind `ranked` and
+/// `random` keep, a row of (count + 7) / 8 bytes for each w, so that they need not be drawn again; chunks are
+/// then multiples of 8.
 void chunk_norms(std::span<double> all, std::span<double> kept, const TaskVectors& vectors, int power,
     std::span<std::uint8_t> bits, const Execution& execution);
 

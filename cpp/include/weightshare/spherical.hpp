@@ -27,8 +27,8 @@ void column_products(const Family& family, std::size_t n_columns, std::size_t n_
 /// What spherical interpolation multiplies two vectors with, from their inner products.
 ///
 /// With u = v / max(‖v‖, 1e-7) and the angle between the two u: sin((1-t) angle) / sin(angle) and
-/// sin(t angle) / sin(angle), or 1-t and t where 1 - cos² <= 1e-16. NaN where a product is not finite.
-/// Source: Shoemake 1985; the constants are those of mergekit's nuslerp.
+/// sin(t angle) / sin(angle), or 1-t and t where 1 - cos² <= 1e-12: vectors that are opposite but for
+/// rounding have no angle to go through. NaN where a product is not finite. Source: Shoemake 1985.
 Coefficients spherical_coefficients(double first_squared, double product, double second_squared, double t);
 
 /// How far from the base to the mean of n task vectors, from their inner products (n, n), n >= 2:

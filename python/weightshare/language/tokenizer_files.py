@@ -76,6 +76,8 @@ class TokenizerFiles:
         The contents of ``tokenizer_config.json``.
     remarks : tuple of str
         What is odd, and does no harm.
+    own_ids : int
+        One more than the largest id that the file `name` itself gives.
     """
 
     folder: Path
@@ -84,6 +86,7 @@ class TokenizerFiles:
     added: dict[str, AddedToken] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    own_ids: int = 0
 
     def without_rows(self, rows: int) -> TokenizerFiles:
         """Return it without the tokens whose ids are beyond a table of so many rows."""
@@ -116,12 +119,13 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         There is no tokenizer, or its files are damaged or too large.
     """
     config = read_json(folder / CONFIG_NAME) or {}
-    name, ids, added, remarks = _vocabulary(folder)
+    name, own, added, remarks = _vocabulary(folder)
+    ids = dict(own)
     _add_configured(folder, config, ids, added, remarks)
     _check_texts(folder / name, ids)
-    return TokenizerFiles(
-        folder, name, checked_ids(str(folder / name), ids), added, config, tuple(remarks)
-    )
+    checked = checked_ids(str(folder / name), ids)
+    own_ids = max(map(checked.__getitem__, own), default=-1) + 1
+    return TokenizerFiles(folder, name, checked, added, config, tuple(remarks), own_ids)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -49,6 +49,7 @@ def changed_files(
     """
     if not new and not removed:
         return {}
+    _check_removed(files, removed)
     first = max((place for token, place in files.ids.items() if token not in removed), default=-1)
     places = {token.content: first + 1 + number for number, token in enumerate(new)}
     changed: dict[str, bytes] = {}
@@ -60,6 +61,18 @@ def changed_files(
         listed = {token: place for token, place in (extra or {}).items() if token not in removed}
         changed[ADDED_NAME] = as_json({**listed, **places})
     return changed
+
+
+def _check_removed(files: TokenizerFiles, removed: Collection[str]) -> None:
+    """Refuse to take tokens out of a file that is only ever copied."""
+    inside = [token for token in removed if files.ids[token] < files.own_ids]
+    if inside and files.name != FAST_NAME:
+        raise ArgumentError(
+            f"{files.folder / files.name}: {len(inside)} of its tokens, such as {inside[0][:60]!r},"
+            f" have no row in the model's embeddings, and they can be taken out of {FAST_NAME}"
+            " alone: make that file (load the tokenizer with transformers and save it), or merge"
+            " with another model's tokenizer"
+        )
 
 
 def as_json(value: object) -> bytes:

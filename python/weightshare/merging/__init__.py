@@ -8,8 +8,8 @@ from weightshare.merging.integrity import VerifyReport, verify_checkpoint
 from weightshare.merging.merge import merge
 from weightshare.merging.method import Method, Parameter, Pass, Tensor, Tile
 from weightshare.merging.plan import MergePlan
-from weightshare.merging.register import forget_method, register_method
-from weightshare.merging.registry import methods
+from weightshare.merging.register import register_method
+from weightshare.merging.registry import forget_method, methods
 from weightshare.merging.report import MergeReport
 from weightshare.merging.soup import GreedySoup, greedy_soup
 

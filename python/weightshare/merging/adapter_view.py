@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Rows that are mixed in one call: their sums and the adapter's rows stay in the cache.
 _MOST_ROWS = 64
 _MOST_ELEMENTS = 1 << 19
+# Elements of the other factor that are read at a time, for many such calls.
+_MOST_FACTORS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,12 @@ class AdapterView:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the factor that is held whole: the one whose rows are as long as W's."""
+        """Bytes of the factor that is held whole, the one whose rows are as long as W's, and of
+        the part of the other that is read at a time.
+        """
         under = 0 if self.weight.view is None else self.weight.view.held_bytes
-        return self.rank * self.shape[1] * DTYPE_OF_CODE[self.dtype].itemsize + under
+        part = 3 * 8 * min(max(_MOST_FACTORS, self.rank), self.rank * self.shape[0])
+        return self.rank * self.shape[1] * DTYPE_OF_CODE[self.dtype].itemsize + part + under
 
     def to_json(self) -> dict[str, object]:
         """Return the adapter's tensors, its rank and its scaling."""
@@ -151,20 +156,29 @@ class _OpenAdapter:
             return
         out = np.frombuffer(buffer, self._dtype, count)
         width = self._view.shape[1]
-        most = max(1, min(_MOST_ROWS, _MOST_ELEMENTS // width))
+        most = max(1, _MOST_FACTORS // max(1, self._view.rank))
         place = 0
         for span in row_spans(start, count, width, most):
             self._fill(span, out[place : place + span.size])
             place += span.size
 
     def _fill(self, span: Span, out: Array) -> None:
+        # One rounding of each product, so that its bytes are the same everywhere.
+        with np.errstate(over="ignore", invalid="ignore"):
+            factors = self._factors(span).astype(np.float64) * self._view.scaling
+        width = span.right - span.left
+        most = max(1, min(_MOST_ROWS, _MOST_ELEMENTS // width))
+        for row in range(0, span.rows, most):
+            few = min(most, span.rows - row)
+            part = Span(span.top + row, span.top + row + few, span.left, span.right)
+            into = out[row * width : (row + few) * width]
+            self._add(part, into, factors[row : row + few])
+
+    def _add(self, span: Span, out: Array, factors: Array) -> None:
         # Imported when used, so that planning does not load the core.
         from weightshare._core import mixing as _mixing
 
         rows = out.reshape(span.rows, -1)
-        # One rounding of each product, so that its bytes are the same everywhere.
-        with np.errstate(over="ignore", invalid="ignore"):
-            factors = self._factors(span).astype(np.float64) * self._view.scaling
         finite = np.logical_and.reduce(np.isfinite(factors), axis=1)
         lines = [line[span.left : span.right] for line in self._held]
         mixed = [row for row, is_finite in zip(rows, finite, strict=True) if is_finite]
@@ -176,6 +190,7 @@ class _OpenAdapter:
         _mixing.mix([out], [self._weight(span), out], np.ones((1, 2)), None, 1)
 
     def _factors(self, span: Span) -> Array:
+        """Return the rows of B, or the columns of A, of these rows of W."""
         view = self._view
         if not view.transposed:
             return self._read(view.up, span.top * view.rank, (span.rows, view.rank))

@@ -56,10 +56,11 @@ def _survey_ramplus(tensor: Tensor) -> Survey:
         return counts
 
     counts = yield Pass(look, lambda total, told: told if total is None else total + told)
-    return [
-        1.0 + shared["r"] * min(max(together / max(alone, epsilon), 0.0), shared["alpha"])
-        for together, alone in counts.T.tolist()
+    # A model without lone deltas has none to make larger.
+    ratios = [
+        together / max(alone, epsilon) if alone else 0.0 for together, alone in counts.T.tolist()
     ]
+    return [1.0 + shared["r"] * min(ratio, shared["alpha"]) for ratio in ratios]
 
 
 def _combine_ramplus(tile: Tile, factors: list[float]) -> None:

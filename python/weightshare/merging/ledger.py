@@ -87,7 +87,7 @@ class Ledger:
                 self.nbytes += entry.count * tensor.itemsize
                 if account.done == tensor.size and account.flaws.found:
                     finished.append(entry.tensor)
-        for number in finished:
+        for number in sorted(finished):
             tensor = self._plan.tensors[number]
             self._findings.check(tensor.name, tensor.size, self._accounts[number].flaws)
 

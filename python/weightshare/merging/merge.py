@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def merge(
         Unknown method or parameter, a value that cannot be used, too few or too many models, a
         missing or superfluous base.
     ArgumentTypeError, ElementError
-        Models that are no arrays of numbers.
+        Models that are no arrays of numbers, a seed that is no integer.
     NamesError, ShapeError
         Models that do not hold the same names or shapes.
 
@@ -95,6 +96,8 @@ def merge(
     array([1.4142135, 1.4142135], dtype=float32)
     """
     chosen = get_method(method)
+    key = _checked_seed(seed)
+    models = _as_sequence(models)
     given, anchor = check_models(models, chosen, base)
     if chosen.base == "joins" and anchor is not None:
         given, anchor = [*given, anchor], None
@@ -110,7 +113,7 @@ def merge(
             merged[name] = _copied(name, arrays)
             continue
         measured = [_statistic(label, held, name, arrays[0]) for label, held in statistics]
-        work = _Work(chosen, settings, anchor is not None, seed, workers)
+        work = _Work(chosen, settings, anchor is not None, key, workers)
         merged[name] = work.merge_tensor(name, arrays, measured)
     return merged if isinstance(models[0], Mapping) else merged[""]
 
@@ -157,6 +160,12 @@ def _as_sequence(models: Sequence[Model] | Array) -> list[Model]:
     if len(models) == 0:
         raise ArgumentError("models: expected at least one model, got none")
     return list(models)
+
+
+def _checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool | np.bool_) or not hasattr(seed, "__index__"):
+        raise ArgumentTypeError(f"seed: expected an integer, got {seed!r}")
+    return operator.index(seed)
 
 
 def _as_model(model: Model, argument: str) -> dict[str, Array]:
@@ -242,9 +251,9 @@ def _settings(
 
 
 def _column(parameter: Parameter, value: Any, count: int) -> list[Any]:
-    if isinstance(value, bool | int | float):
+    if not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
         return [value] * count
-    items = list(value) if hasattr(value, "__iter__") else [value]
+    items = list(value)
     if len(items) != count:
         name = "weights" if parameter.name == "weight" else parameter.name
         raise ArgumentError(
@@ -261,7 +270,10 @@ def _number(parameter: Parameter, value: Any) -> float:
         return bool(value)
     if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value) or np.iscomplex(value):
         raise ArgumentError(f"{name}: expected a real number, got {value!r}")
-    number = float(value)  # type: ignore[arg-type]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = np.inf
     if not np.isfinite(number):
         raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
     problem = parameter.problem(number)

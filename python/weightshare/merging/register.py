@@ -20,7 +20,7 @@ from weightshare.merging.method import (
     at_rows,
     nowhere,
 )
-from weightshare.merging.registry import _METHODS
+from weightshare.merging.registry import add_method
 
 Sees = Literal["elements", "rows", "tensor"]
 BaseUse = Literal["none", "required", "optional", "joins"]
@@ -31,8 +31,9 @@ _UNITS: dict[str, Callable[[Tensor], int]] = {
     "rows": at_rows,
     "tensor": nowhere,
 }
-_BUILT_IN = dict(_METHODS)
 _FIRST = 2  # arguments before the parameters: models, base
+# What `weightshare.merge` takes itself, so that no parameter of that name would arrive.
+_TAKEN = ("models", "weights", "method", "base", "seed", "threads")
 
 
 def register_method(
@@ -71,7 +72,8 @@ def register_method(
         How many models it merges, the base left out; None is no limit.
     parameters : sequence of Parameter, optional
         None takes the function's own arguments after the first two: numbers, or switches where
-        the default is True or False; those without a default must be given.
+        the default is True or False; those without a default must be given. One named ``weight``
+        is a list with the weight of each model; ``lambda_`` is ``lambda`` in recipes.
     summary, source : str
         The formula and where it is from; None given, the first line of the function's docstring.
     replace : bool
@@ -112,49 +114,14 @@ def register_method(
         else _made(method, function, sees, base, min_models, max_models, parameters)
     )
     if isinstance(method, Method):
-        if function is not None or parameters is not None:
-            raise ArgumentError("function: a Method has its own; leave function and parameters out")
+        given = (function, sees, base, min_models, max_models, parameters, summary, source)
+        if given != (None, "elements", "none", 1, None, None, "", ""):
+            raise ArgumentError("method: a whole Method is given alone, or with replace")
     else:
         made = _described(made, function, summary, source)
-    _check_name(made.name, replace)
-    _METHODS[made.name] = made
+    _check_parameters(made.parameters)
+    add_method(made, replace=replace)
     return made
-
-
-def forget_method(name: str) -> None:
-    """Take back what `register_method` added; a method that it replaced is there again.
-
-    Parameters
-    ----------
-    name : str
-        Of a method that was registered in this process.
-
-    Raises
-    ------
-    ArgumentError
-        There is none of that name.
-
-    Examples
-    --------
-    >>> added = register_method("first", lambda models, base: models[0])
-    >>> forget_method(added.name)
-    """
-    if _METHODS.get(name) is _BUILT_IN.get(name):
-        raise ArgumentError(f"name: {name!r} was not registered in this process")
-    del _METHODS[name]
-    if name in _BUILT_IN:
-        _METHODS[name] = _BUILT_IN[name]
-
-
-def _check_name(name: str, replace: bool) -> None:
-    if not name or any(not (letter.isalnum() or letter in "_-") for letter in name):
-        raise ArgumentError(
-            f"method: expected a name of letters, digits, '_' and '-', got {name!r}"
-        )
-    if name in _METHODS and not replace:
-        raise ArgumentError(
-            f"method: {name!r} exists already; choose another name, or replace it with replace=True"
-        )
 
 
 def _made(
@@ -198,6 +165,22 @@ def _made(
     )
 
 
+def _check_parameters(parameters: Sequence[Parameter]) -> None:
+    names = [parameter.name for parameter in parameters]
+    for parameter in parameters:
+        name = parameter.name
+        if name in _TAKEN:
+            instead = "; name it weight, a list of numbers" if name == "weights" else ""
+            raise ArgumentError(
+                f"parameters: {name!r} is an argument of weightshare.merge itself, choose another"
+                f" name{instead}"
+            )
+        if names.count(name) > 1:
+            raise ArgumentError(f"parameters: {name!r} is there {names.count(name)} times")
+        if name == "weight" and not parameter.per_model:
+            raise ArgumentError("parameters: 'weight' must be per_model, one number for each model")
+
+
 def _check_word(argument: str, word: str, known: tuple[str, ...]) -> None:
     if word not in known:
         raise ArgumentError(f"{argument}: expected one of {', '.join(known)}, got {word!r}")
@@ -216,7 +199,13 @@ def _name_of(function: object) -> str:
 
 def _parameters_of(function: Function) -> tuple[Parameter, ...]:
     """Return the function's arguments after the models and the base."""
-    arguments = list(inspect.signature(function).parameters.values())
+    try:
+        arguments = list(inspect.signature(function).parameters.values())
+    except ValueError:
+        raise ArgumentError(
+            f"function: the arguments of {_name_of(function)} are not known; wrap it in a Python"
+            " function of (models, base)"
+        ) from None
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if len(arguments) < _FIRST or arguments[1].kind is inspect.Parameter.KEYWORD_ONLY:
         raise ArgumentError(
@@ -231,16 +220,18 @@ def _parameters_of(function: Function) -> tuple[Parameter, ...]:
 
 
 def _parameter_of(argument: inspect.Parameter, function: str) -> Parameter:
+    name = "lambda" if argument.name == "lambda_" else argument.name
     summary = f"argument of {function}"
+    each = name == "weight"
     default = argument.default
     if default is inspect.Parameter.empty:
-        return Parameter(argument.name, summary)
+        return Parameter(name, summary, per_model=each)
     if isinstance(default, bool):
-        return Parameter(argument.name, summary, default=default, kind="bool")
+        return Parameter(name, summary, default=default, per_model=each, kind="bool")
     if isinstance(default, int) and argument.annotation in (int, "int"):
-        return Parameter(argument.name, summary, default=default, kind="int")
+        return Parameter(name, summary, default=default, per_model=each, kind="int")
     if isinstance(default, int | float):
-        return Parameter(argument.name, summary, default=float(default))
+        return Parameter(name, summary, default=float(default), per_model=each)
     raise ArgumentError(
         f"function: argument {argument.name!r} has the default {default!r}; parameters of a method"
         " are numbers or switches"
@@ -278,11 +269,12 @@ class _Combine:
         values: dict[str, Any] = {}
         for parameter in self.parameters:
             cast = {"bool": bool, "int": int}.get(parameter.kind, float)
+            keyword = "lambda_" if parameter.name == "lambda" else parameter.name
             if parameter.per_model:
                 each = [held.get(parameter.name) for held in settings.per_model]
-                values[parameter.name] = [None if one is None else cast(one) for one in each]
+                values[keyword] = [None if one is None else cast(one) for one in each]
             elif parameter.name in settings.shared:
-                values[parameter.name] = cast(settings.shared[parameter.name])
+                values[keyword] = cast(settings.shared[parameter.name])
         return values
 
     def _checked(self, returned: Any, shape: tuple[int, ...], work: np.dtype[Any]) -> Array:

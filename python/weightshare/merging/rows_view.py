@@ -33,6 +33,8 @@ _MOST_ROWS = 1 << 16
 # Rows no further apart than this in a file are read together: what lies between them costs less
 # than another reading does. And the bytes that are read together at most.
 _NEAR_BYTES, _SPAN_BYTES = 1 << 15, 1 << 19
+# The same of tables that are made while they are read, where a reading costs far more, in rows.
+_NEAR_MADE = 16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -299,6 +301,8 @@ class _OpenTable:
         short = short[np.argsort(places[short], kind="stable")]
         places, rows = places[short], rows[short]
         near, most = max(1, _NEAR_BYTES // row_bytes), max(1, _SPAN_BYTES // row_bytes)
+        if self._view is not None:
+            near = max(near, min(_NEAR_MADE, most))
         for begin, end in _spans(places, near, most):
             self._scatter(places[begin:end], rows[begin:end], out)
 

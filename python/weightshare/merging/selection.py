@@ -20,6 +20,8 @@ Steps = Generator[Pass, Any, Any]
 _MOST_HELD = 1 << 21
 # Tensors this small are sorted at once: a histogram has more bins than they have elements.
 _SMALL = 1 << 14
+# Keys that lie so close together are counted one by one, which is quicker than sorting them.
+_SPAN = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +225,24 @@ def _gather(ranking: Ranking, level: int, wanted: list[tuple[int, int, int]]) ->
     parts = yield Pass(look, fold, [])
     cuts = []
     for pieces, (_, _, k) in zip(zip(*parts, strict=True), wanted, strict=True):
-        keys = np.concatenate([keys for keys, _ in pieces])
-        places = np.concatenate([places for _, places in pieces])
-        key = int(np.partition(keys, len(keys) - k)[len(keys) - k])
-        equal = places[keys == key]
-        cuts.append(Cut(key, int(equal[k - 1 - int(np.count_nonzero(keys > key))]) + 1))
+        keys, places = (_end_to_end(arrays) for arrays in zip(*pieces, strict=True))
+        key, rest = _key_of(keys, k)
+        cuts.append(Cut(key, int(places[np.flatnonzero(keys == key)[rest - 1]]) + 1))
     return cuts
+
+
+def _end_to_end(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _key_of(keys: Array, k: int) -> tuple[int, int]:
+    """Return the k-th greatest key, and its rank among those that equal it."""
+    least = int(keys.min())
+    if int(keys.max()) - least < _SPAN:
+        digit, rest, _ = _digit_of(np.append(np.bincount(keys - least), 0), k)
+        return least + digit, rest
+    key = int(np.partition(keys, len(keys) - k)[len(keys) - k])
+    return key, k - int(np.count_nonzero(keys > key))
 
 
 def _place_of(ranking: Ranking, index: int, key: int, k: int) -> Steps:

@@ -129,6 +129,8 @@ def greedy_soup(
     >>> soup.kept, soup.model, soup.score
     ((1, 0), array([2.], dtype=float32), -1.0)
     """
+    if not callable(score):
+        raise ArgumentTypeError(f"score: expected a callable, got {type(score).__name__}")
     pot = _pot(models, out, overwrite, memory, threads)
     places = None if order is None else _checked_order(order, pot.count)
     scores: list[float | None] = [None] * pot.count
@@ -186,8 +188,8 @@ def _scored(pot: _Pot, score: Score, places: Sequence[int]) -> float:
 
 
 def _checked_order(order: Sequence[int], count: int) -> list[int]:
-    places = list(order)
-    if sorted(places) != list(range(count)):
+    places: list[Any] = list(order) if hasattr(order, "__iter__") else [order]
+    if len(places) != count or set(places) != set(range(count)):
         raise ArgumentError(
             f"order: expected each of the places 0 to {count - 1} once, got {places}"
         )
@@ -205,6 +207,7 @@ def _pot(
         raise ArgumentTypeError(
             f"models: expected a sequence of models or paths, got {type(models).__name__}"
         )
+    models = list(models)
     are_paths = [isinstance(model, str | os.PathLike) for model in models]
     if not any(are_paths):
         if out is not None:

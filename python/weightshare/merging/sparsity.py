@@ -17,7 +17,7 @@ from weightshare.merging.selection import Cut, Quantity, Ranking
 # Norms this small are not divided by.
 _NOTHING = 1e-7
 _WORDS = 1 << 32
-# Bits that tell what masks by rank keep are held up to so many bytes, instead of ranking again.
+# Bits that tell what masks by rank or chance keep are held up to so many bytes, not drawn again.
 _MOST_HELD = 32 << 20
 _KINDS = ("all", "none", "magnitude", "band", "random", "ranked", "held", "variance")
 
@@ -139,9 +139,9 @@ def magnitudes(tensor: Tensor, quantity: Quantity = "magnitude") -> Ranking:
 
 
 def may_hold(sparse: Sparse, chosen: Sequence[int], size: int) -> bool:
-    """Return whether the bits of all masks by rank may be held at once."""
-    ranked = sum(sparse.masks[j].kind == "ranked" for j in chosen)
-    return ranked > 0 and ranked * size // 8 <= _MOST_HELD
+    """Return whether the bits of all masks by rank or chance may be held at once."""
+    drawn = all(sparse.masks[j].kind in ("ranked", "random") for j in chosen)
+    return drawn and len(chosen) * size // 8 <= _MOST_HELD
 
 
 def norms(sparse: Sparse, chosen: Sequence[int], power: int, hold: bool = False) -> Pass:
@@ -156,7 +156,7 @@ def norms(sparse: Sparse, chosen: Sequence[int], power: int, hold: bool = False)
     power : int
         1 for sums of magnitudes, 2 for sums of squares.
     hold : bool
-        Whether to tell as well which elements the masks by rank keep.
+        Whether to tell as well which elements the masks by rank or chance keep.
 
     Returns
     -------

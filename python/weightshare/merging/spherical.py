@@ -29,6 +29,8 @@ _SHORT, _NEARLY_PARALLEL = 1e-8, 0.9995
 _NO_WEIGHT = 1e-6
 # The sine of an angle that has no direction to go: equal or opposite vectors.
 _NO_DIRECTION = 1e-8
+# A sum of directions this short beside their weights is the rounding of inner products, no direction.
+_CANCELLED = 1e-6
 # Rows of a tensor whose products by column are summed apart: at most so many, in about so many elements.
 _RUN_ROWS, _RUN_ELEMENTS = (8, 64), 1 << 18
 
@@ -232,7 +234,8 @@ def multislerp_coefficients(gram: Gram, weights: Sequence[float], eps: float) ->
         for weight, length in zip(weights, lengths, strict=True)
     ]
     length = norm(_quadratic(gram, shares))
-    if length < eps or length == 0.0:
+    reach = sum(abs(share) * long for share, long in zip(shares, lengths, strict=True))
+    if length < eps or length <= _CANCELLED * reach:
         return list(weights)
     scale = sum(weight * long for weight, long in zip(weights, lengths, strict=True))
     return [scale * share / length for share in shares]
@@ -417,7 +420,11 @@ NUSLERP = Method(
     max_models=2,
     survey=_survey_nuslerp,
     unit=_unit_nuslerp,
-    differs="angles and norms are float64, so nearly equal bfloat16 models keep their angle",
+    differs=(
+        "angles and norms are float64, so nearly equal bfloat16 models keep their angle; vectors"
+        " that are opposite but for rounding are interpolated linearly, where mergekit divides by"
+        " the rounding"
+    ),
 )
 
 MULTISLERP = Method(

@@ -39,12 +39,17 @@ def rebuilt_config(
     changed = deepcopy(config)
     for stack in rebuilt:
         before = _depth(cast, cast.donor, stack.prefix)
-        path = _nearest(list(_counts(config, before)), stack)
+        path = _nearest(list(_counts(config, before, stack)), stack)
         if path is not None:
-            part = _part(changed, path)
-            for key in _COUNTS:
-                if _is_count(part.get(key), before):
-                    part[key] = len(stack.layers)
+            own, part = _part(config, path), _part(changed, path)
+            for key in _counted(own, before, stack):
+                if part[key] not in (before, len(stack.layers)):
+                    warnings.append(
+                        f"config.json: {'.'.join((*path, key))} is the number of layers of several"
+                        f" stacks, of which {stack.prefix} has {len(stack.layers)} and another"
+                        f" {part[key]}; set it by hand"
+                    )
+                part[key] = len(stack.layers)
             _rejoin(part, path, before, cast, stack, warnings)
         elif before != len(stack.layers):
             warnings.append(
@@ -60,17 +65,29 @@ def _depth(cast: Cast, model: int, prefix: str) -> int:
     return 0 if isinstance(stack, tuple) else stack.depth
 
 
-def _counts(config: dict[str, Any], layers: int, path: Path = ()) -> Iterator[Path]:
-    """Yield the parts of a configuration that say this number of layers."""
-    if any(_is_count(config.get(key), layers) for key in _COUNTS):
+def _counts(config: dict[str, Any], layers: int, stack: Rebuilt, path: Path = ()) -> Iterator[Path]:
+    """Yield the parts of a configuration that say this number of layers of a stack."""
+    if _counted(config, layers, stack):
         yield path
     for key, value in config.items():
         if isinstance(value, dict) and len(path) < 3:
-            yield from _counts(value, layers, (*path, key))
+            yield from _counts(value, layers, stack, (*path, key))
 
 
-def _is_count(value: object, layers: int) -> bool:
-    return type(value) is int and value == layers
+def _counted(part: dict[str, Any], layers: int, stack: Rebuilt) -> list[str]:
+    """Return the keys that say this number of layers, those about the other side left out.
+
+    Beside a number of its own for the decoder the plain one is the encoder's.
+    """
+    keys = [key for key in _COUNTS if type(part.get(key)) is int]
+    name = f"{stack.module or ''} {stack.prefix}".lower()
+    sides = [side for side in ("encoder", "decoder") if side in name]
+    if len(sides) == 1:
+        other = "decoder" if sides == ["encoder"] else "encoder"
+        keys = [key for key in keys if other not in key]
+        if any("decoder" in key for key in keys):
+            keys = [key for key in keys if "decoder" in key]
+    return [key for key in keys if part[key] == layers]
 
 
 def _nearest(paths: Sequence[Path], stack: Rebuilt) -> Path | None:

@@ -272,7 +272,10 @@ def _is_whole(snapshot: Path, files: tuple[str, ...]) -> bool:
     if (snapshot / SINGLE_NAME).is_file():
         return True
     if not (snapshot / INDEX_NAME).is_file():
-        return any(path.is_file() for path in snapshot.glob(f"*{SUFFIX}"))
+        # Shards without their index are what a download leaves that was stopped.
+        found = (path.name for path in snapshot.glob(f"*{SUFFIX}") if path.is_file())
+        shards = (SHARD_PATTERN.fullmatch(file) for file in found)
+        return any(shard is None or int(shard[2]) == 1 for shard in shards)
     try:
         shards = read_index(str(snapshot / INDEX_NAME)).shards
     except CheckpointError:

@@ -52,6 +52,8 @@ class Document:
         The top-level keys whose values hold YAML anchors.
     whole : str
         The text of the recipe, with all its documents.
+    lone : bool
+        Whether it is the only one there.
     """
 
     data: dict[str, Any]
@@ -59,6 +61,7 @@ class Document:
     folder: Path | None = None
     anchors: frozenset[str] = frozenset()
     whole: str = ""
+    lone: bool = True
 
 
 class _Loader(yaml.SafeLoader):
@@ -225,7 +228,9 @@ def parse_documents(text: str, *, folder: Path | None = None) -> tuple[Document,
         raise RecipeError(f"recipe: {_one_line(error)}") from error
     if not found:
         raise RecipeError("recipe: is empty")
-    return tuple(found) if len(found) > 1 else (replace(found[0], text=text),)
+    if len(found) == 1:
+        return (replace(found[0], text=text),)
+    return tuple(replace(document, lone=False) for document in found)
 
 
 def _next_document(loader: _Loader, text: str, folder: Path | None) -> Document | None:

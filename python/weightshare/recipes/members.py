@@ -172,7 +172,8 @@ class Cast:
                 first = found[place].entry
                 assert first is not None
                 self._problems.append(
-                    f"{entry.where}.model: {entry.model.label!r} is {first.where} again"
+                    f"{entry.where}.model: {entry.model.label!r} is {first.where} again;"
+                    " list each model once"
                 )
                 continue
             found[place] = Member(place, entry.layers, entry)

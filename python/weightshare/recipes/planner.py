@@ -67,7 +67,12 @@ class Planner:
         self.warnings: list[str] = reader.warnings
         self._document = document
         self.options = options
-        self._tokenizer = read_tokenizer(document.data, self.problems, folder=document.folder)
+        self._tokenizer = read_tokenizer(
+            document.data,
+            self.problems,
+            folder=document.folder,
+            unknown=self.warnings if options.lenient else self.problems,
+        )
         self._template = read_chat_template(self.recipe.chat_template, self.problems)
 
     def references(self) -> Iterator[tuple[Reference, str]]:

@@ -157,7 +157,8 @@ class _Matching:
         """Return what was found, or tell what is wrong."""
         weights = {name: self._scaled(name) for name in self._names}
         scales = {found.scale.name for found in weights.values() if found.scale is not None}
-        running = {name for name in self._checkpoint if self._is_of_running(name)}
+        # Beside weights that have no scales the same names are those of tensors like all others.
+        running = {name for name in self._checkpoint if scales and self._is_of_running(name)}
         marked = {name for name in self._checkpoint if name == _MARKER}
         if self._wrong:
             problems.append(f"it has scales that do not fit: {listed(self._wrong)}")

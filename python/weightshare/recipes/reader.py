@@ -19,7 +19,13 @@ _KEYS = (
     *("merge_method", *_INPUTS, "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template", "name"),
 )
+# Keys of recipes as they are published that mergekit passes over, and what there is instead.
+_WITHOUT_EFFECT = {
+    "random_seed": "; the seed of random methods is the option seed (--random-seed)",
+    "embed_slerp": "; embeddings are merged as everything else is",
+}
 _MODEL_KEYS = ("model", "parameters")
+_WHOLE = "; what models lists is merged whole, for some of the layers write slices"
 _SLICE_KEYS = ("sources", "base_model", "residual_weight", "parameters")
 _SOURCE_KEYS = ("model", "layer_range", "parameters")
 _MODULE_KEYS = ("models", "slices", "parameters")
@@ -73,14 +79,20 @@ class RecipeReader:
         for key in data:
             if key in _KEYS:
                 continue
-            if key in self._document.anchors:
+            if key in _WITHOUT_EFFECT:
+                self._tell_idle(key, key)
+            elif key in self._document.anchors:
                 self.warnings.append(f"{key}: unknown key, taken to hold YAML anchors only")
             else:
                 self._unknown.append(f"{key}: unknown key{nearest(key, _KEYS)}")
 
+    def _tell_idle(self, key: str, where: str) -> None:
+        self.warnings.append(f"{where}: has no effect, as in mergekit{_WITHOUT_EFFECT[key]}")
+
     def _check_keys(self, value: Mapping[Any, Any], known: Iterable[str], where: str) -> None:
+        held = () if "layer_range" in known or "model" not in known else ("layer_range",)
         self._unknown.extend(
-            f"{where}: unknown key {key!r}{nearest(key, known)}"
+            f"{where}: unknown key {key!r}{_WHOLE if key in held else nearest(key, known)}"
             for key in value
             if key not in known
         )
@@ -102,6 +114,9 @@ class RecipeReader:
     def _name(self, value: object) -> str | None:
         if value is None:
             return None
+        if self._document.lone:
+            # Published recipes of one document have names of the hub there.
+            return value if isinstance(value, str) else None
         # It becomes the name of a folder.
         if not isinstance(value, str) or not _NAME.fullmatch(value):
             self.problems.append(
@@ -253,13 +268,15 @@ class RecipeReader:
         """Return the parameter of that name if the method takes it here; else tell."""
         foreign = {known.name for method in methods().values() for known in method.parameters}
         if self._method is None:
-            if name not in foreign:
+            if name not in foreign and name not in _WITHOUT_EFFECT:
                 self._unknown.append(f"{where}: unknown parameter{nearest(name, sorted(foreign))}")
             return None
         parameter = self._method.parameter(str(name))
         if parameter is None:
             known = [known.name for known in self._method.parameters]
-            if name in foreign:
+            if name in _WITHOUT_EFFECT:
+                self._tell_idle(str(name), where)
+            elif name in foreign:
                 self.warnings.append(f"{where}: not used by {self._method.name}")
             else:
                 takes = ", ".join(known) or "none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightshare.checkpoint import TensorInfo
+from weightshare.merging.cast_view import CastView
 from weightshare.merging.elements import DTYPE_OF_CODE, promoted
 from weightshare.merging.method import Method
 from weightshare.merging.plan import WIDTH_OF_CODE, PlannedTensor, Source
@@ -87,7 +88,7 @@ class TensorResolver:
 
     def _tensor(self, place: Place) -> PlannedTensor | None:
         if place.group is None:
-            return self._copy_of_first(place.name)
+            return self._copy_of_first(place)
         readers = place.group.readers
         named = [
             (reader.model, self._name(reader.model, name))
@@ -118,12 +119,22 @@ class TensorResolver:
         sources = self._sources(present, table)
         count = len(place.group.members)
         base = sources[count] if place.group.base is not None else None
-        dtype = self._recipe.out_dtype or self._recipe.dtype
-        dtype = dtype or promoted(codes)
         return PlannedTensor(
-            *(place.name, dtype, shapes[0], "merge", tuple(sources[:count]), base, settings),
+            *(
+                place.name,
+                self._dtype(codes),
+                shapes[0],
+                "merge",
+                tuple(sources[:count]),
+                base,
+                settings,
+            ),
             statistics=statistics,
         )
+
+    def _dtype(self, codes: set[str]) -> str:
+        """Return the output's dtype of a tensor that models have in these."""
+        return self._recipe.out_dtype or self._recipe.dtype or promoted(codes)
 
     def _name(self, model: int, name: str) -> str | None:
         """Return what a model calls a tensor; its embeddings for a head that is tied to them."""
@@ -185,19 +196,27 @@ class TensorResolver:
         sources = [self._cast.models[model].source(model, name) for model, name in order]
         return PlannedTensor(place.name, info.dtype, tuple(info.shape), "copy", tuple(sources))
 
-    def _copy_of_first(self, name: str) -> PlannedTensor | None:
+    def _copy_of_first(self, place: Place) -> PlannedTensor | None:
         """Return a tensor of no module: the donor's, else that of the first model that has it."""
+        name = place.name
         order = sorted(range(len(self._cast.models)), key=lambda model: model != self._cast.donor)
         holder = next(model for model in order if name in self._cast.models[model])
-        return self._copied_from(holder, name, name)
+        return self._copied_from(holder, name, place)
 
-    def _copied_from(self, model: int, name: str, output: str) -> PlannedTensor | None:
+    def _copied_from(self, model: int, name: str, place: Place) -> PlannedTensor | None:
+        """Return one model's tensor, with the output's vocabulary and dtype."""
         info = self._cast.models[model].info(name)
         if info.dtype not in WIDTH_OF_CODE:
-            self._refuse_dtypes(output, {info.dtype})
+            self._refuse_dtypes(place.name, {info.dtype})
             return None
-        source = self._cast.models[model].source(model, name)
-        return PlannedTensor(output, source.dtype, tuple(info.shape), "copy", (source,))
+        source, shape = self._cast.models[model].source(model, name), tuple(info.shape)
+        table = self._is_table(place)
+        if table is not None:
+            source, shape = table.source(model, source), table.shape(model, shape)
+        dtype = self._dtype({info.dtype}) if info.dtype in DTYPE_OF_CODE else info.dtype
+        if dtype != source.dtype:
+            source = Source(model, name, dtype, CastView(source, dtype))
+        return PlannedTensor(place.name, dtype, shape, "copy", (source,))
 
     def _incomplete(
         self,
@@ -209,7 +228,7 @@ class TensorResolver:
         if self._lenient:
             first, held = self._first_holder(place, dict(present))
             self._copied.setdefault(first, []).append(place.name)
-            return self._copied_from(first, held, place.name)
+            return self._copied_from(first, held, place)
         holder = present[0][0] if present else self._first_holder(place, {})[0]
         for (model, name), wanted in zip(named, place.inputs, strict=True):
             if name is None:

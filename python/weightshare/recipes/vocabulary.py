@@ -9,6 +9,7 @@ import numpy as np
 
 from weightshare.errors import ArgumentError, ArgumentTypeError
 from weightshare.language.tokenizer_files import (
+    FAST_NAME,
     AddedToken,
     TokenizerFiles,
     fingerprint,
@@ -275,7 +276,7 @@ class _Planner:
         if len(rules.nobody):
             names = [str(tokens[row]) for row in rules.nobody.tolist()]
             self._warnings.append(
-                f"tokenizer: {_counted(names)} no row in any model and start as zeros:"
+                f"tokenizer: {_counted(names)} no row in any model, and zeros instead:"
                 f" {_listed(names)}"
             )
         for index in self._members:
@@ -285,7 +286,7 @@ class _Planner:
                 gone = [token for token in self._files[index].ids if token not in kept.ids]
                 self._warnings.append(
                     f"tokenizer: {_counted(gone)} no row among the {rows} of"
-                    f" {self._models[index].label} and are left out of it: {_listed(gone)}"
+                    f" {self._models[index].label}; left out of it: {_listed(gone)}"
                 )
         rows = self._rows[donor]
         count = padded(len(tokens), self._asked.pad_to_multiple_of)
@@ -336,7 +337,8 @@ class _Planner:
             files=files,
             ids=ids,
             old_rows=self._rows[self._home] if configured is None else configured,
-            left_out=_OTHER_FORMS if stripped else (),
+            # Where there is no tokenizer.json, they are the vocabulary, and keep all their tokens.
+            left_out=_OTHER_FORMS if stripped and FAST_NAME in files else (),
             problems=self._problems,
         )
         try:

@@ -71,7 +71,11 @@ class TokenizerAsked:
 
 
 def read_tokenizer(
-    data: Mapping[Any, Any], problems: list[str], *, folder: Path | None = None
+    data: Mapping[Any, Any],
+    problems: list[str],
+    *,
+    folder: Path | None = None,
+    unknown: list[str] | None = None,
 ) -> TokenizerAsked | None:
     """Read the keys ``tokenizer_source`` and ``tokenizer`` of a recipe.
 
@@ -83,6 +87,8 @@ def read_tokenizer(
         Takes everything that is wrong.
     folder : Path, optional
         The recipe's folder, for the paths of models.
+    unknown : list of str, optional
+        Takes what is told of unknown keys; None means `problems`.
 
     Returns
     -------
@@ -104,7 +110,7 @@ def read_tokenizer(
             "tokenizer_source: is the older form of tokenizer.source; give one of the two"
         )
         return None
-    reader = _Reader(problems, folder)
+    reader = _Reader(problems, folder, problems if unknown is None else unknown)
     before = len(problems)
     found: TokenizerAsked | None = None
     if asked is not None:
@@ -118,8 +124,9 @@ def read_tokenizer(
 class _Reader:
     """Reads the key ``tokenizer``; collects problems and the models that are named."""
 
-    def __init__(self, problems: list[str], folder: Path | None) -> None:
+    def __init__(self, problems: list[str], folder: Path | None, unknown: list[str]) -> None:
         self._problems = problems
+        self._unknown = unknown
         self._folder = folder
         self.references: dict[str, Reference] = {}
 
@@ -215,7 +222,7 @@ class _Reader:
     def _check_keys(self, value: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
         for key in value:
             if key not in known:
-                self._tell(f"{where}: unknown key {key!r}{nearest(key, known)}")
+                self._unknown.append(f"{where}: unknown key {key!r}{nearest(key, known)}")
 
     def _tell(self, problem: str) -> None:
         self._problems.append(problem)

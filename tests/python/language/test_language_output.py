@@ -93,6 +93,17 @@ def test_a_tokenizer_without_tokenizer_json_gets_its_tokens_in_the_small_files(t
     assert "tokenizer.json" not in files
 
 
+def test_a_vocabulary_that_is_only_copied_loses_no_token(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\nb\n")
+    (tmp_path / "added_tokens.json").write_text('{"<p>": 3}')
+    read = read_tokenizer_files(tmp_path)
+    assert json.loads(changed_files(read, [], {"<p>"})["added_tokens.json"]) == {}
+    with pytest.raises(
+        ArgumentError, match=r"vocab.txt: 1 of its tokens, such as 'b', have no row"
+    ):
+        changed_files(read, [], {"<p>", "b"})
+
+
 def test_tokens_that_only_the_small_files_add_stay(tmp_path, tokenizer):
     size = tokenizer.get_vocab_size()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

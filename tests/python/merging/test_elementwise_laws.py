@@ -88,6 +88,14 @@ def test_disjoint_deltas_are_kept_whole_by_ram() -> None:
         np.testing.assert_array_equal(found, first + second)
 
 
+def test_without_lone_deltas_ramplus_is_ram() -> None:
+    """Their count is what the ratio is divided by, also where epsilon is 0."""
+    base, model = np.zeros(4), np.arange(4.0)
+    for epsilon in (0.0, 1e-5):
+        found = ws.merge([model, model], method="ramplus_tl", base=base, epsilon=epsilon)
+        np.testing.assert_array_equal(found, model)
+
+
 def test_consensus_of_no_task_is_task_arithmetic_and_of_all_only_what_all_serve() -> None:
     """k = 0 keeps the sum everywhere; opposite deltas that leave nothing serve nobody."""
     base = fixed_array((50,), np.float64, 1)

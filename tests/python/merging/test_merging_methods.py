@@ -155,6 +155,12 @@ ONES = np.ones(2)
         (ArgumentError, "normalize: expected True or False, got 1", {"normalize": 1}),
         (ArgumentError, "weights: expected 2 values", {"weights": [1.0]}),
         (ArgumentError, "weights: expected a finite number", {"weights": [1.0, np.nan]}),
+        (ArgumentError, "weights: expected a finite number", {"weights": [1.0, 10**400]}),
+        (ArgumentError, "weights: expected a real number", {"weights": np.array(0.5)}),
+        (ArgumentError, "method: expected one of", {"method": ["linear"]}),
+        (ArgumentTypeError, "seed: expected an integer, got 'x'", {"seed": "x"}),
+        (ArgumentTypeError, "seed: expected an integer, got None", {"seed": None}),
+        (ArgumentTypeError, "seed: expected an integer, got True", {"seed": True}),
         (ArgumentError, "weights: expected a real number", {"weights": [1.0, 1j]}),
         (ArgumentError, "weights: expected a real number", {"weights": [1.0, "2"]}),
         (ArgumentError, "sum to zero", {"weights": [1.0, -1.0]}),
@@ -184,6 +190,14 @@ def test_bad_arguments_are_refused(
     with pytest.raises(error) as caught:
         ws.merge(**{"models": [ONES, ONES], **arguments})
     assert message in str(caught.value)
+
+
+def test_numpy_scalars_and_views_of_a_mapping_are_taken() -> None:
+    """One number stands for all models, whatever its type; models need not be in a list."""
+    named = {"a": np.ones(2), "b": np.full(2, 3.0)}
+    for weight in (2, np.float32(2), np.int64(2)):
+        found = ws.merge(named.values(), weight, seed=np.int64(1))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, [2.0, 2.0])
 
 
 def test_the_registry_describes_every_method() -> None:

@@ -406,49 +406,6 @@ def test_an_input_that_changed_since_the_plan_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_overflow_is_an_error_a_warning_or_allowed(
-    make_model: Make, linear: Recipe, tmp_path: Path
-) -> None:
-    """Finite weights that overflow the output are told by tensor, count and first index."""
-    big = np.float32([1, 1e30, 2, -1e30])
-    recipe = linear(make_model("a", {"w": big}), make_model("b", {"w": big}), out_dtype="float16")
-    with pytest.raises(ws.merging.NonFiniteError) as caught:
-        ws.merge_checkpoints(recipe, tmp_path / "out")
-    message = str(caught.value)
-    assert contents(tmp_path / "out") == {}
-    assert "w: 2 of 4 elements became NaN or infinite from finite inputs" in message
-    assert "first at flat index 1" in message
-    report = ws.merge_checkpoints(recipe, tmp_path / "warned", nan="warn")
-    assert len(report.warnings) == 1
-    for word in ("ignore", "allow"):
-        report = ws.merge_checkpoints(recipe, tmp_path / word, nan=word)
-        assert report.warnings == ()
-        assert report.nonfinite == {"w": 2}
-    record = json.loads((tmp_path / "ignore" / "provenance.json").read_text())
-    assert record["tensors"]["w"]["nonfinite"] == {"made": 2, "inherited": 0}
-    assert contents(tmp_path / "ignore") == contents(tmp_path / "warned")
-
-
-def test_inputs_that_are_not_finite_are_a_warning(
-    make_model: Make, linear: Recipe, tmp_path: Path
-) -> None:
-    """A model that holds NaN already merges, and the report says so."""
-    spoiled = np.float32([1, np.nan, np.inf, 4])
-    recipe = linear(make_model("a", {"w": spoiled}), make_model("b", {"w": np.ones(4, np.float32)}))
-    report = ws.merge_checkpoints(recipe, tmp_path / "out")
-    assert report.warnings == ("w: 2 of 4 elements are NaN or infinite in the inputs",)
-
-
-def test_warnings_about_many_tensors_are_ten_and_a_count(
-    make_model: Make, linear: Recipe, tmp_path: Path
-) -> None:
-    """A model full of NaN does not print a line for each tensor."""
-    model = {f"w{i}": np.float32([np.nan, 1]) for i in range(25)}
-    report = ws.merge_checkpoints(linear(make_model("a", model)), tmp_path / "out")
-    assert len(report.warnings) == 11
-    assert report.warnings[-1].endswith("15 more lines like these")
-
-
 def test_progress_counts_every_byte_of_output(pair: dict[str, Any], tmp_path: Path) -> None:
     """The callback sees growing counts that end at the total."""
     seen: list[tuple[int, int]] = []

@@ -15,7 +15,8 @@ from tiling import fixed_array, in_tiles, settings_of
 from weightshare.errors import ArgumentError, ArgumentTypeError, ElementError, ShapeError
 from weightshare.merging import Parameter
 from weightshare.merging import registry as registered
-from weightshare.merging.register import forget_method, register_method
+from weightshare.merging.register import register_method
+from weightshare.merging.registry import forget_method
 
 MakeModel = Callable[..., Path]
 
@@ -113,9 +114,19 @@ def test_parameters_come_from_the_arguments_or_are_given() -> None:
         return sum(w * model for w, model in zip(weight, models, strict=True))
 
     share = Parameter("weight", "share", per_model=True)
-    register_method("weighted", weighted, parameters=[share])
-    found = ws.merge([np.ones(1), np.ones(1)], [2, 3], method="weighted")
-    np.testing.assert_array_equal(found, [5.0])
+    for parameters in (None, [share]):
+        register_method("weighted", weighted, parameters=parameters, replace=True)
+        found = ws.merge([np.ones(1), np.ones(1)], [2, 3], method="weighted")
+        np.testing.assert_array_equal(found, [5.0])
+
+
+def test_lambda_is_the_word_of_recipes_and_lambda_with_a_dash_that_of_python() -> None:
+    """A function cannot have an argument of the name that mergekit's methods use."""
+    method = register_method("scaled", lambda models, base, lambda_=1.0: models[0] * lambda_)
+    assert [parameter.name for parameter in method.parameters] == ["lambda"]
+    for word in ("lambda", "lambda_"):
+        found = ws.merge([np.ones(1)], method="scaled", **{word: 3})
+        np.testing.assert_array_equal(found, [3.0])
 
 
 def test_a_whole_method_can_be_added_and_built_ins_come_back() -> None:
@@ -124,6 +135,9 @@ def test_a_whole_method_can_be_added_and_built_ins_come_back() -> None:
     copy = type(linear)(**{**vars(linear), "name": "mine"})
     assert register_method(copy) is copy
     assert ws.methods()["mine"] is copy
+    for more in ({"function": median}, {"base": "required"}, {"summary": "mine"}):
+        with pytest.raises(ArgumentError, match="a whole Method is given alone"):
+            register_method(copy, replace=True, **more)
     for again in (copy, linear):
         with pytest.raises(ArgumentError, match="exists already"):
             register_method(again)
@@ -149,6 +163,11 @@ def test_a_whole_method_can_be_added_and_built_ins_come_back() -> None:
         (ArgumentError, "base: expected one of", {"base": "maybe"}),
         (ArgumentError, "min_models, max_models", {"min_models": 3, "max_models": 2}),
         (ArgumentError, "(models, base, ...)", {"function": lambda models: models[0]}),
+        (ArgumentError, "'seed' is an argument", {"function": lambda models, base, seed=0: 0}),
+        (ArgumentError, "name it weight", {"function": lambda models, base, weights: 0}),
+        (ArgumentError, "wrap it in a Python", {"function": min}),
+        (ArgumentError, "must be per_model", {"parameters": [Parameter("weight", "share")]}),
+        (ArgumentError, "is there 2 times", {"parameters": [Parameter("a", "one", 1.0)] * 2}),
         (ArgumentError, "numbers or switches", {"function": lambda models, base, mode="a": 0}),
         (
             ArgumentError,

@@ -172,6 +172,24 @@ def test_vectors_without_a_direction_have_a_defined_result(
     np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("times", [-1.0, -0.87, -1.978, -2.566, -0.3])
+def test_vectors_that_are_opposite_but_for_rounding_are_averaged(times: float, dtype: Any) -> None:
+    """A cosine of -1 + 1e-16 is no angle: dividing by its sine gave 1e7 times the weights."""
+    for size in (2, 30, 211, 70_000):
+        first = fixed_array((1, size), np.float64, size).astype(dtype)
+        second = (first * times).astype(dtype)
+        mean = 0.5 * first.astype(np.float64) + 0.5 * second
+        for method, values in (
+            ("nuslerp", {}),
+            ("nuslerp", {"nuslerp_flatten": False}),
+            ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+            ("multislerp", {}),
+        ):
+            found = ws.merge([first, second], [0.5, 0.5], method=method, **values)
+            np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_what_is_not_finite_spreads_and_never_crashes(bad: float) -> None:
     """A tensor whose norm is not finite gives NaN; by rows, the row alone."""

@@ -125,10 +125,22 @@ def test_a_factor_that_is_not_finite_spoils_its_own_row_and_no_other(bad):
 def test_an_adapter_reads_of_its_factors_what_a_tile_needs_and_holds_one_of_them():
     view, readers = adapter(*random_adapter(6, 1000, 16, 4))
     opened = view.open(readers)
-    assert readers[1].bytes == view.held_bytes == 4 * 16 * 4
+    assert readers[1].bytes == 4 * 16 * 4 <= view.held_bytes
     read(opened, 16 * 10, 16 * 20)
-    assert readers[1].bytes == view.held_bytes + 20 * 4 * 4
+    assert readers[1].bytes == 4 * 16 * 4 + 20 * 4 * 4
     assert readers[0].bytes == 16 * 20 * 2
+
+
+def test_the_columns_of_a_transposed_adapter_are_read_many_rows_at_a_time():
+    arrays = random_adapter(7, 1000, 16, 4, transposed=True)
+    view, readers = adapter(*arrays, transposed=True)
+    opened = view.open(readers)
+    readings, plain = [], readers[1].read_into
+    readers[1].read_into = lambda *asked: (readings.append(asked), plain(*asked))
+    found = read(opened, 0, 16_000)
+    assert len(readings) == 4
+    expected = added(*arrays, 0.5, True)
+    np.testing.assert_allclose(found, expected.reshape(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_of_rank_zero_leaves_the_weight():

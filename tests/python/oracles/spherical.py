@@ -19,7 +19,7 @@ def slerp(base, model, t):
 def _nuslerp_vectors(v0, v1, t):
     units = [v / max(np.linalg.norm(v), 1e-7) for v in (v0, v1)]
     cosine = np.clip(units[0] @ units[1], -1, 1)
-    if 1 - cosine**2 <= 1e-16:
+    if 1 - cosine**2 <= 1e-12:
         return (1 - t) * v0 + t * v1
     angle = np.arccos(cosine)
     return (np.sin((1 - t) * angle) * v0 + np.sin(t * angle) * v1) / np.sin(angle)

@@ -225,6 +225,7 @@ def test_the_last_that_no_other_uses_is_the_final_one(
             "two: models[1].parameters.weigth: unknown parameter",
         ),
         (("name: two", "name: [1]"), "document 3: name: expected a text"),
+        (("name: two", "name: a/b"), "document 3: name: expected a text of at most 100 letters"),
         (
             ("{model: two,", "{model: two+lora,"),
             "an adapter cannot be added to the output of another",

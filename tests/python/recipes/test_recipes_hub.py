@@ -174,6 +174,15 @@ def test_a_model_that_is_not_whole_in_the_cache_is_not_taken(
     assert cached_snapshot(NAME, None) is None
 
 
+def test_shards_whose_index_was_not_downloaded_yet_are_not_taken(
+    cache: Path, tmp_path: Path
+) -> None:
+    """So that a download that was stopped goes on, instead of failing at every opening."""
+    snapshot = fill(cache, weights(tmp_path, max_shard_size=24))
+    (snapshot / "model.safetensors.index.json").unlink()
+    assert cached_snapshot(NAME, None) is None
+
+
 def leads_out(snapshot: Path, secret: Path) -> None:
     (snapshot / "tokenizer.json").symlink_to(secret)
 

@@ -146,6 +146,8 @@ def test_lenient_makes_unknown_words_warnings(make_model: Make, linear: Recipe) 
     recipe = linear(make_model("a"), make_model("b"), surprise=1, parameters={"normalise": True})
     recipe["models"][0] |= {"parametrs": {}}
     assert problems(recipe).count("unknown") == 3
+    assert "tokenizer: unknown key 'sorce'" in problems(recipe | {"tokenizer": {"sorce": 1}})
+    assert "sorce" not in problems(recipe | {"tokenizer": {"sorce": 1}}, lenient=True)
     warnings = ws.plan_merge(recipe, lenient=True).warnings
     assert [w.split(":")[0] for w in warnings] == [
         "surprise",

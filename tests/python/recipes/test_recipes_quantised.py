@@ -205,6 +205,13 @@ def test_scales_of_caches_are_left_out_with_a_warning(tmp_path: Path) -> None:
     assert "a.k_scale" in Opened(tmp_path / "plain", {"a.k_scale": np.float32([2])}).model
 
 
+def test_a_tensor_with_a_scales_name_stays_where_no_weight_is_scaled(tmp_path: Path) -> None:
+    """Attention with a learnt scale of the queries, in a file that was only cast."""
+    opened = Opened(tmp_path, {W: codes((6, 4)), "a.q_scale": np.ones(4, np.float32)})
+    assert list(opened.model) == ["a.q_scale", W]
+    assert "left out" not in opened.warnings
+
+
 def test_the_configuration_no_longer_says_that_the_model_is_quantised(tmp_path: Path) -> None:
     """Neither at its top nor inside; everything else stays."""
     opened = Opened(tmp_path, {W: codes((10, 7)), f"{W}_scale_inv": scales((3, 2))}, FP8)

@@ -104,10 +104,6 @@ def test_one_report_holds_every_problem(make_model: Make) -> None:
             {"models": None, "slices": [{}]},
             "slices[0].sources: expected a list of at least one",
         ),
-        (
-            {"name": "a/b"},
-            "name: expected a text of at most 100 letters, without slashes",
-        ),
         ({"parameters": [1]}, "parameters: expected names and values, got [1]"),
         (
             {"parameters": {"normalize": 3}},
@@ -317,15 +313,17 @@ def test_the_output_dtype(
     assert ws.plan_merge(linear(a, b, **keys)).tensors[0].dtype == expected
 
 
-def test_without_dtype_the_base_decides(make_model: Make, linear: Recipe) -> None:
-    """Task arithmetic writes what the base is."""
+def test_without_dtype_what_holds_every_model_and_the_base_decides(
+    make_model: Make, linear: Recipe
+) -> None:
+    """Nothing of a model is rounded away, whichever of them is the base."""
     a, base = make_model("a"), make_model("base", {"w": ONE.astype(ml_dtypes.bfloat16)})
-    recipe = linear(a, base_model=str(base)) | {"merge_method": "task_arithmetic"}
-    (tensor,) = ws.plan_merge(recipe).tensors
-    assert tensor.dtype == "BF16"
-    assert [source.model for source in tensor.sources] == [0]
-    assert tensor.base is not None
-    assert tensor.base.model == 1
+    for first, second, held in ((a, base, "F32"), (base, a, "F32"), (base, base, "BF16")):
+        recipe = linear(first, base_model=str(second)) | {"merge_method": "task_arithmetic"}
+        if first == second:
+            recipe = linear(first)
+        (tensor,) = ws.plan_merge(recipe).tensors
+        assert tensor.dtype == held
 
 
 def test_integers_are_copied_from_the_base(make_model: Make, linear: Recipe) -> None:
@@ -434,3 +432,35 @@ def test_a_recipe_that_is_refused_downloads_nothing(
     monkeypatch.setattr("weightshare.recipes.sources.find_in_hub", download)
     recipe = linear(make_model("a"), Path("org/model"), surprise=1)
     assert problems(recipe) == ("surprise: unknown key",)
+
+
+@pytest.mark.parametrize("name", ["OdiaGenAI/mistral_hindi_7b", ".hidden", 7])
+def test_the_name_of_a_lone_document_is_nobodys_business(
+    name: object, make_model: Make, linear: Recipe
+) -> None:
+    """Published recipes have the hub's name of the model there; no folder is called so."""
+    recipe = linear(make_model("a"), name=name)
+    assert ws.plan_merge(recipe).warnings == ()
+
+
+def test_words_of_published_recipes_without_effect_are_remarks(
+    make_model: Make, linear: Recipe
+) -> None:
+    """mergekit passes over them; others that it does not know are still refused."""
+    recipe = linear(make_model("a"), random_seed=0, parameters={"embed_slerp": True})
+    warnings = ws.plan_merge(recipe).warnings
+    assert [text.split(", as in mergekit")[0] for text in warnings] == [
+        "random_seed: has no effect",
+        "parameters.embed_slerp: has no effect",
+    ]
+    assert "--random-seed" in warnings[0]
+    assert "random_sead: unknown key" in "\n".join(problems(recipe | {"random_sead": 0}))
+
+
+def test_layers_of_models_are_told_where_they_belong(make_model: Make, linear: Recipe) -> None:
+    """``layer_range`` under ``models`` is passed over by mergekit; slices have it."""
+    recipe = linear(make_model("a"))
+    recipe["models"][0]["layer_range"] = [0, 1]
+    (found,) = problems(recipe)
+    assert found.startswith("models[0]: unknown key 'layer_range'")
+    assert found.endswith("for some of the layers write slices")

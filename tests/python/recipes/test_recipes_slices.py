@@ -242,6 +242,56 @@ def test_other_names_for_the_number_of_layers_are_known(key: str, make_model: Ma
     assert "holds no number of layers that is 3" in plan.warnings[0]
 
 
+T5 = {"num_layers": 3, "num_decoder_layers": 3}
+BART = {"num_hidden_layers": 3, "encoder_layers": 3, "decoder_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        (T5, {"num_layers": 5, "num_decoder_layers": 2}),
+        (BART, {"num_hidden_layers": 5, "encoder_layers": 5, "decoder_layers": 2}),
+    ],
+    ids=["t5", "bart"],
+)
+@pytest.mark.parametrize("sides", [("encoder", "decoder"), ("decoder", "encoder")])
+def test_encoder_and_decoder_have_numbers_of_layers_of_their_own(
+    sides: tuple[str, ...], said: dict[str, int], written: dict[str, int], make_model: Make
+) -> None:
+    """One side that is put together anew does not change the other's."""
+    weights = llama(1, 3, prefix="encoder.", head=False) | llama(
+        2, 3, prefix="decoder.", head=False
+    )
+    a = make_model("a", weights, config=said)
+    slices = {
+        "encoder": [{"sources": [source(a, 0, 3)]}, {"sources": [source(a, 1, 3)]}],
+        "decoder": [{"sources": [source(a, 0, 2)]}],
+    }
+    modules: dict[str, Any] = {side: {"slices": slices[side]} for side in sides}
+    plan = ws.plan_merge({"merge_method": "passthrough", "modules": modules})
+    assert json.loads(plan.config or "") | written == json.loads(plan.config or "")
+    assert not [text for text in plan.warnings if text.startswith("config.json")]
+    modules["decoder"] = {"models": [{"model": str(a)}]}
+    plan = ws.plan_merge({"merge_method": "passthrough", "modules": modules})
+    decoder = {key: 3 for key in written if "decoder" in key}
+    assert json.loads(plan.config or "") | decoder == json.loads(plan.config or "")
+
+
+def test_a_number_of_layers_that_two_stacks_share_is_told(make_model: Make) -> None:
+    """No number fits both, so the person has to say it."""
+    weights = llama(1, 3, prefix="encoder.", head=False) | llama(
+        2, 3, prefix="decoder.", head=False
+    )
+    a = make_model("a", weights, config={"num_layers": 3})
+    modules = {
+        "encoder": {"slices": [{"sources": [source(a, 0, 2)]}]},
+        "decoder": {"slices": [{"sources": [source(a, 0, 1)]}]},
+    }
+    plan = ws.plan_merge({"merge_method": "passthrough", "modules": modules})
+    (told,) = [text for text in plan.warnings if text.startswith("config.json")]
+    assert "num_layers is the number of layers of several stacks" in told
+
+
 def vision_model(seed: int) -> Tensors:
     tower = llama(seed + 50, 2, prefix="vision_tower.", head=False)
     text = llama(seed, 3, prefix="language_model.model.", head=False)

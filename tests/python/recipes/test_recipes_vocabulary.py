@@ -276,6 +276,17 @@ def test_tokens_beyond_the_rows_are_left_out(model):
     assert [table.shape for table in tables_of(vocabulary, models)] == [(6, WIDTH)] * 2
 
 
+def test_the_only_file_of_a_vocabulary_is_kept_when_added_tokens_go(make_model):
+    files = {"vocab.txt": "[UNK]\na\nb\n", "added_tokens.json": '{"<p>": 3}'}
+    table = np.ones((3, WIDTH), np.float32)
+    path = make_model("slow", {"wte.weight": table}, config={"vocab_size": 3}, files=files)
+    vocabulary, _, problems, warnings = planned({"tokenizer_source": "base"}, path)
+    assert problems == []
+    assert "'<p>'" in warnings[0]
+    assert [copy.name for copy in vocabulary.copies] == ["vocab.txt"]
+    assert json.loads(vocabulary.files["added_tokens.json"]) == {}
+
+
 def test_rows_after_the_last_token_are_left_out_with_a_word(model):
     paths = [model("a", A, rows=8), model("b", B, rows=8)]
     vocabulary, models, problems, warnings = planned({"tokenizer_source": "union"}, *paths)
@@ -290,7 +301,7 @@ def test_a_token_that_nobody_has_is_zero_with_a_warning(model):
     paths = [model("a", A), model("b", B)]
     vocabulary, models, problems, warnings = planned(recipe, *paths)
     assert problems == []
-    assert warnings == ["tokenizer: 1 token has no row in any model and start as zeros: '<new>'"]
+    assert warnings == ["tokenizer: 1 token has no row in any model, and zeros instead: '<new>'"]
     assert not tables_of(vocabulary, models)[1][-1].any()
 
 
