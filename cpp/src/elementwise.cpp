@@ -200,6 +200,9 @@ void weighted_mean_block(Widened<double>& rows, const Buffer& out, std::span<con
   std::fill_n(sum, count, 0.0);
   std::fill_n(total, count, 0.0);
   for (std::size_t j = 0; j < w.size(); ++j) {
+    if (a[j] == 0.0) {
+      continue;
+    }
     const double* value = rows.read(0, w[j], start, count);
     const double* information = rows.read(1, fisher[j], start, count);
     for (std::size_t x = 0; x < count; ++x) {

@@ -38,6 +38,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--layers", type=int, default=4, help="of the models that are merged; 4 are 0.63 GB each"
     )
+    parser.add_argument(
+        "--method", action="append", default=[], help="merge by this one only; may be given again"
+    )
+    parser.add_argument("--peer-repeats", type=int, default=2, help="runs of mergekit")
     parser.add_argument("--folder", help="where temporary files go (12 GB in full form)")
     return parser.parse_args()
 
@@ -63,7 +67,11 @@ def main() -> int:
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="weightshare-bench-") as folder:
         context = Context(
-            given.small, given.threads, folder, mergekit=given.mergekit, layers=given.layers
+            *(given.small, given.threads, folder),
+            mergekit=given.mergekit,
+            layers=given.layers,
+            methods=tuple(given.method),
+            peer_repeats=given.peer_repeats,
         )
         for room in rooms_of(given.only):
             print(f"\n--- {room}, after {time.monotonic() - began:.0f} s")

@@ -194,7 +194,9 @@ class _Bench:
         self.nbytes: int = made["bytes"]
         self.missing: list[str] = made["missing"]
         self.tasks: dict[str, Any] = {
-            name: facts for name, facts in made["tasks"].items() if name not in self.missing
+            name: facts
+            for name, facts in made["tasks"].items()
+            if name not in self.missing and (not context.methods or name in context.methods)
         }
 
     def _ours(self, method: str, out: str, check: bool) -> Contestant:
@@ -237,7 +239,7 @@ class _Bench:
             told = {**self.told, "method": method, "program": self.context.mergekit, "out": "its"}
             peer = Contestant("mergekit", "bench_merging:mergekit", told)
             pair = [self._ours(method, "out", False), peer]
-            repeats = self.context.repeats(2)
+            repeats = self.context.repeats(self.context.peer_repeats)
             found[method] = race(pair, threads=self.context.threads, repeats=repeats)
         return found
 

@@ -32,6 +32,8 @@ class Context:
     bandwidth_name: str = "not measured"
     mergekit: str | None = None
     layers: int = 4
+    methods: tuple[str, ...] = ()
+    peer_repeats: int = 2
 
     def size(self, full: int) -> int:
         """The size of a case, a sixteenth in the small form."""

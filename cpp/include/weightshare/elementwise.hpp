@@ -36,7 +36,8 @@ void largest_delta(const Buffer& out, std::span<const ConstBuffer> w, const Cons
 void agreed_sum(const Buffer& out, std::span<const ConstBuffer> w, const ConstBuffer& base,
     std::span<const double> threshold, double k, double strength, const Execution& execution);
 
-/// Σ a_j (F_j + epsilon) w_j / Σ a_j (F_j + epsilon), in float64; a negative F_j counts as 0.
+/// Σ a_j (F_j + epsilon) w_j / Σ a_j (F_j + epsilon), in float64; a negative F_j counts as 0. A tensor whose
+/// a_j is 0 is left out.
 /// Source: Matena & Raffel 2022, arXiv:2111.09832 (Fisher-weighted averaging).
 void weighted_mean(const Buffer& out, std::span<const ConstBuffer> w, std::span<const ConstBuffer> fisher,
     std::span<const double> a, double epsilon, const Execution& execution);

@@ -24,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Always: 0 done, 1 unexpected, 2 usage or recipe, 3 bad or missing input file, 4 disk or memory,
         5 output locked, 6 NaN policy, 130 interrupted, 143 terminated.
     """
+    from weightshare.cli.streams import make_usable
+
     given = list(sys.argv[1:] if arguments is None else arguments)
+    make_usable()
     try:
         with _terminable():
             code = _run(given)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from weightshare.cli.output import show
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -24,4 +26,4 @@ def completion(ctx: click.Context, shell: str) -> None:
         raise click.UsageError(f"SHELL: this version of click knows no completion for {shell}")
     script = kind(group, {}, "weightshare", "_WEIGHTSHARE_COMPLETE")
     # Not source(): that asks the installed shell for its version, and there may be none.
-    click.echo(script.source_template % script.source_vars())
+    show(script.source_template % script.source_vars())

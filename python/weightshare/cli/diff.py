@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from weightshare.cli.options import JSON, NO_PROGRESS, THREADS
-from weightshare.cli.output import facts_text, print_json, table_text
+from weightshare.cli.output import facts_text, print_json, show, table_text
 
 _SORTS = {"relative": "relative", "max": "max_abs", "cosine": "cosine", "sign": "sign"}
 _SORTS |= {"name": "name"}
@@ -65,12 +65,12 @@ def diff(
     if as_json:
         print_json(found.to_json() | {"tensors": [tensor.to_json() for tensor in ordered]})
     else:
-        click.echo(facts_text("Difference", found.summary()))
+        show(facts_text("Difference", found.summary()))
         wanted = [tensor for tensor in ordered if every or not tensor.identical]
         shown = wanted if every else wanted[:top]
         if shown:
-            click.echo(table_text([found.heads, *(tensor.row for tensor in shown)]))
+            show(table_text([found.heads, *(tensor.row for tensor in shown)]))
         if len(shown) < len(wanted):
-            click.echo(f"and {len(wanted) - len(shown)} more that differ (--all shows everything)")
+            show(f"and {len(wanted) - len(shown)} more that differ (--all shows everything)")
     if exit_code and not found.identical:
         ctx.exit(1)

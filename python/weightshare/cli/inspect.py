@@ -12,7 +12,7 @@ import click
 from weightshare.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from weightshare.cli.layers import Layers, hints_of, layers_of, read_config
 from weightshare.cli.options import JSON
-from weightshare.cli.output import facts_text, print_json, table_text
+from weightshare.cli.output import facts_text, print_json, show, table_text
 from weightshare.merging.sizes import format_bytes
 
 _ROWS_SHOWN = 40
@@ -38,13 +38,13 @@ def inspect(path: str, every: bool, as_json: bool) -> None:
         if as_json:
             print_json(_json(path, checkpoint, infos, groups, hints))
             return
-        click.echo(facts_text(path, [*_facts(checkpoint, infos), *(("hint", h) for h in hints)]))
+        show(facts_text(path, [*_facts(checkpoint, infos), *(("hint", h) for h in hints)]))
     rows = [_row(info) for info in infos] if every else _tree(groups)
     shown = rows if every else rows[:_ROWS_SHOWN]
     if shown:
-        click.echo(table_text(shown))
+        show(table_text(shown))
     if len(shown) < len(rows):
-        click.echo(f"and {len(rows) - len(shown)} more lines (--all lists every tensor)")
+        show(f"and {len(rows) - len(shown)} more lines (--all lists every tensor)")
 
 
 def _facts(checkpoint: Checkpoint, infos: list[TensorInfo]) -> list[tuple[str, str]]:

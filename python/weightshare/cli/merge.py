@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from weightshare.cli.options import JSON, LENIENT, NO_PROGRESS, THREADS, GroupedCommand
-from weightshare.cli.output import facts_text, plan_text, print_json, remark, result_of
+from weightshare.cli.output import facts_text, plan_text, print_json, remark, show
 from weightshare.cli.recipe_argument import recipe_argument
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -189,11 +189,11 @@ def merge(**options: Any) -> None:
     if not quiet:
         for warning in report.warnings:
             remark(f"warning: {warning}")
-    with result_of(f"{out}: the merge is complete"):
-        if options["as_json"]:
-            print_json(report.to_json())
-        elif not quiet:
-            click.echo(facts_text("Merged", report.summary()))
+    done = f"{out}: the merge is complete"
+    if options["as_json"]:
+        print_json(report.to_json(), done)
+    elif not quiet:
+        show(facts_text("Merged", report.summary()), done)
 
 
 def _target(options: dict[str, Any]) -> Path:

@@ -7,7 +7,7 @@ import textwrap
 import click
 
 from weightshare.cli.options import JSON
-from weightshare.cli.output import print_json
+from weightshare.cli.output import print_json, show
 from weightshare.merging import Method, Parameter
 from weightshare.merging import methods as all_methods
 from weightshare.merging.registry import get_method
@@ -36,10 +36,10 @@ def methods(name: str | None, as_json: bool) -> None:
         print_json({"schema": 1, "methods": [_json(method) for method in known]})
     elif name is None:
         width = max(len(method.name) for method in known)
-        click.echo("\n".join(_line(method, width) for method in known))
-        click.echo("\nweightshare methods NAME tells parameters, papers and differences.")
+        show("\n".join(_line(method, width) for method in known))
+        show("\nweightshare methods NAME tells parameters, papers and differences.")
     else:
-        click.echo(_details(known[0]))
+        show(_details(known[0]))
 
 
 def _line(method: Method, width: int) -> str:

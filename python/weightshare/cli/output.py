@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,22 +16,32 @@ if TYPE_CHECKING:
     from weightshare.merging.plan import MergePlan
 
 
-def print_json(result: object) -> None:
-    """Write one result as JSON to stdout."""
-    click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+def print_json(result: object, done: str = "") -> None:
+    """Write one result as JSON to stdout; `done` as in `show`."""
+    # In an encoding other than UTF-8 every letter beyond ASCII is an escape, and in UTF-8 the bytes
+    # of a path that are no text.
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    text = json.dumps(result, indent=2, ensure_ascii=encoding != "utf-8")
+    show(text.encode("utf-8", "backslashreplace").decode(), done)
 
 
-@contextlib.contextmanager
-def result_of(done: str) -> Iterator[None]:
-    """Tell a stdout that cannot be written from a failure of what was done before.
+def show(text: str, done: str = "") -> None:
+    """Write lines to stdout.
+
+    Parameters
+    ----------
+    text : str
+        The lines.
+    done : str
+        What is complete even if they cannot be written, for the message.
 
     Raises
     ------
     OutputError
-        It says that stdout failed and what is complete nevertheless.
+        Stdout cannot be written.
     """
     try:
-        yield
+        click.echo(text)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -39,7 +50,9 @@ def result_of(done: str) -> Iterator[None]:
         # Python must not try to flush what is left at its end.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise output_error(error, f"{done}, but standard output") from error
+        raise output_error(
+            error, f"{done}, but standard output" if done else "standard output"
+        ) from error
 
 
 def remark(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from weightshare.cli.options import JSON, LENIENT
-from weightshare.cli.output import plan_text, print_json, printable, remark, table_text
+from weightshare.cli.output import plan_text, print_json, printable, remark, show, table_text
 from weightshare.cli.recipe_argument import recipe_argument
 from weightshare.merging.plan import MergePlan, PlannedTensor
 
@@ -30,11 +30,11 @@ def plan(recipe: str, tensors: bool, lenient: bool, as_json: bool) -> None:
     if as_json:
         print_json(planned.to_json())
         return
-    click.echo(plan_text(planned))
+    show(plan_text(planned))
     for name, each in (*planned.stages, ("", planned)):
         if tensors and each.tensors:
-            click.echo(f"\nTensors{' of ' * bool(name)}{printable(name)}")
-            click.echo(table_text(_row(each, tensor) for tensor in each.tensors))
+            show(f"\nTensors{' of ' * bool(name)}{printable(name)}")
+            show(table_text(_row(each, tensor) for tensor in each.tensors))
         for warning in each.warnings:
             remark(f"warning: {name}{': ' * bool(name)}{warning}")
 

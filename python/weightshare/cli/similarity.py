@@ -13,7 +13,7 @@ import numpy as np
 
 from weightshare.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from weightshare.cli.options import JSON, NO_PROGRESS, THREADS
-from weightshare.cli.output import facts_text, print_json, remark, table_text
+from weightshare.cli.output import facts_text, print_json, remark, show, table_text
 from weightshare.merging.elements import DTYPE_OF_CODE
 from weightshare.merging.progress import progress_callback
 
@@ -108,8 +108,8 @@ def similarity(
             f"left out, {reason}: {len(lost)} ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)})"
         )
     facts = [(str(j), path) for j, path in enumerate(models, start=1)]
-    click.echo(facts_text(_title(metric, base), facts))
-    click.echo(_matrix_text(found) if level == "model" else _tensors_text(found, every))
+    show(facts_text(_title(metric, base), facts))
+    show(_matrix_text(found) if level == "model" else _tensors_text(found, every))
 
 
 class _Counter:

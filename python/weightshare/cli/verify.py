@@ -6,7 +6,7 @@ import click
 
 from weightshare.cli.exit_codes import BAD_INPUT
 from weightshare.cli.options import JSON, NO_PROGRESS, THREADS
-from weightshare.cli.output import facts_text, print_json, printable, remark
+from weightshare.cli.output import facts_text, print_json, printable, remark, show
 
 
 @click.command()
@@ -46,12 +46,12 @@ def verify(
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(facts_text("Damaged" if report.problems else "Sound", report.summary()))
+        show(facts_text("Damaged" if report.problems else "Sound", report.summary()))
         for problem in report.problems:
             first, *rest = problem.splitlines() or [""]
-            click.echo(f"problem: {printable(first)}")
+            show(f"problem: {printable(first)}")
             for line in rest:
-                click.echo(f"  {printable(line)}")
+                show(f"  {printable(line)}")
         for warning in report.warnings:
             remark(f"warning: {warning}")
     if report.problems:

@@ -106,7 +106,7 @@ def register_method(
     'Median of the models, element by element.'
     >>> ws.merge([np.float32([1, 9]), np.float32([2, 2]), np.float32([7, 3])], method="median")
     array([2., 3.], dtype=float32)
-    >>> forget_method("median")
+    >>> ws.forget_method("median")
     """
     made = (
         method

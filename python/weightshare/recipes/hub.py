@@ -274,8 +274,8 @@ def _is_whole(snapshot: Path, files: tuple[str, ...]) -> bool:
     if not (snapshot / INDEX_NAME).is_file():
         # Shards without their index are what a download leaves that was stopped.
         found = (path.name for path in snapshot.glob(f"*{SUFFIX}") if path.is_file())
-        shards = (SHARD_PATTERN.fullmatch(file) for file in found)
-        return any(shard is None or int(shard[2]) == 1 for shard in shards)
+        several = (SHARD_PATTERN.fullmatch(file) for file in found)
+        return any(each is None or int(each[2]) == 1 for each in several)
     try:
         shards = read_index(str(snapshot / INDEX_NAME)).shards
     except CheckpointError:

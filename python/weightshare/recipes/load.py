@@ -36,6 +36,13 @@ _SCALARS = (
 )
 
 
+# What YAML says of a recipe that was copied out of a model card or typed with tabs.
+_REMEDIES = {
+    "character '`'": "; copy only what stands between the lines of ``` in a model card",
+    "character '\\t'": "; indent with spaces, YAML knows no tabs",
+}
+
+
 @dataclass(frozen=True)
 class Document:
     """A recipe as it was read.
@@ -267,7 +274,8 @@ def _one_line(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     where = f" (line {mark.line + 1})" if mark is not None else ""
-    return " ".join(str(problem).split()) + where
+    remedy = next((told for sign, told in _REMEDIES.items() if sign in str(problem)), "")
+    return " ".join(str(problem).split()) + where + remedy
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -169,7 +169,8 @@ class RecipeReader:
         if not isinstance(entries, list) or not entries:
             one = "slice" if key == "slices" else "model"
             more = "" if prefix or key in data else "; or slices, or modules"
-            self.problems.append(f"{where}: expected a list of at least one {one}{more}")
+            got = "" if entries is None else f", got {entries!r}"
+            self.problems.append(f"{where}: expected a list of at least one {one}{more}{got}")
             return ()
         if key == "models":
             sources = self._sources(entries, where, _MODEL_KEYS)
@@ -207,7 +208,10 @@ class RecipeReader:
         for index, entry in enumerate(entries):
             here = f"{where}[{index}]"
             if not isinstance(entry, dict):
-                self.problems.append(f"{here}: expected the keys {' and '.join(keys)}")
+                self.problems.append(
+                    f"{here}: expected the keys {' and '.join(keys)}, got {entry!r}; begin with"
+                    " model:"
+                )
                 continue
             self._check_keys(entry, keys, here)
             layers = None

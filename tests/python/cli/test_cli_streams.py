@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,3 +88,66 @@ def test_a_checkpoint_that_may_not_be_read_is_exit_code_3(
         main(["inspect", str(path)])
     assert caught.value.code == 3
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_merge_is_done_whichever_stream_is_closed(closed: int, text: str, tmp_path: Path) -> None:
+    """And nothing that is printed lands in a file which got the free descriptor."""
+    (tmp_path / "r.yml").write_text(text)
+    command = [*COMMAND, "merge", str(tmp_path / "r.yml"), str(tmp_path / "out"), "-v"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not ws.verify_checkpoint(tmp_path / "out").problems
+
+
+def test_a_recipe_from_a_closed_stdin_is_empty() -> None:
+    """It is a wrong recipe, not a fault of ours."""
+    command = ["sh", "-c", 'exec "$@" 0<&-', "sh", *COMMAND, "plan", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "weightshare: error: recipe: is empty\n")
+
+
+def test_a_merge_goes_on_when_the_reader_of_its_stderr_has_gone(text: str, tmp_path: Path) -> None:
+    """Code 0 means that it is complete; before the first weight there are remarks to be lost."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*COMMAND, "merge", "-", str(tmp_path / "out"), "--cuda", "-v"]
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(command, input=text.encode(), stderr=gone, check=False)
+    assert done.returncode == 0
+    assert not ws.verify_checkpoint(tmp_path / "out").problems
+
+
+def test_a_recipe_that_is_wrong_keeps_its_code_when_stderr_is_full() -> None:
+    """Nobody reads the message, but a script reads the code."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "plan", "nothing.yml"], stderr=full, check=False)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1:strict", "ascii:strict"])
+def test_paths_that_have_no_code_on_stdout_are_told_nevertheless(
+    encoding: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As escapes: JSON stays JSON, and Unicode where stdout can take it."""
+    model = make_model("a")
+    folder = os.fsencode(tmp_path) + "/ü猫".encode() + b"\xff"
+    os.rename(model, folder)
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [*COMMAND, "inspect", os.fsdecode(folder)]
+    done = subprocess.run([*command, "--json"], env=environment, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert os.fsencode(json.loads(done.stdout.decode("utf-8"))["path"]) == folder
+    done = subprocess.run(command, env=environment, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [("methods",), ("methods", "--json"), ("completion", "bash")])
+def test_a_full_stdout_is_named(arguments: tuple[str, ...]) -> None:
+    """The message says what cannot be written, not only that there is no space."""
+    with open("/dev/full", "w") as full:
+        done = ran(*arguments, stdout=full)
+    assert done.returncode == 4
+    assert done.stderr.startswith("weightshare: error: standard output: cannot be written: ")

@@ -165,6 +165,13 @@ def test_fisher_cut_into_tiles_is_the_same() -> None:
             assert found.tobytes() == whole.tobytes()
 
 
+def test_a_model_without_weight_is_left_out_of_fisher() -> None:
+    """As of other sums: what is not finite in it does not show."""
+    sound, bad = np.ones(2), np.array([np.nan, np.inf])
+    found = ws.merge([sound, bad], [2, 0], method="fisher", fisher=[sound, bad])
+    np.testing.assert_array_equal(found, sound)
+
+
 def test_without_information_fisher_is_the_weighted_mean() -> None:
     """Zeros and negative numbers tell nothing."""
     models = [fixed_array((9,), np.float64, k) for k in range(2)]

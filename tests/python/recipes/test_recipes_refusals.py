@@ -143,3 +143,36 @@ def test_a_file_that_is_too_large_to_copy_is_told(make_model: Make, linear: Reci
     plan = ws.plan_merge(linear(path))
     assert plan.copies == ()
     assert "big.dat: is larger than 200 MB and not copied" in plan.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("```yaml\nmerge_method: linear\n```\n", "only what stands between the lines of ```"),
+        ("merge_method: linear\nparameters:\n\tweight: 1\n", "indent with spaces"),
+    ],
+)
+def test_text_that_is_no_yaml_is_told_with_a_remedy(text: str, remedy: str) -> None:
+    """A model card's fence and a tab are what people paste."""
+    with pytest.raises(RecipeError, match="line [13]") as caught:
+        ws.plan_merge(text)
+    assert remedy in str(caught.value)
+
+
+def test_models_in_another_form_are_shown(make_model: Make) -> None:
+    """Names without ``model:``, or as keys: the message shows what came."""
+    a = str(make_model("a"))
+    for models, got in (([a], f"got {a!r}; begin with model:"), ({a: 1}, f"got {{{a!r}: 1}}")):
+        with pytest.raises(RecipeError) as caught:
+            ws.plan_merge({"merge_method": "linear", "models": models})
+        assert got in str(caught.value)
+
+
+def test_a_missing_parameter_is_told_with_its_place(make_model: Make) -> None:
+    """``t`` under a model is not where slerp looks; a weight may stand in both places."""
+    a, b = ({"model": str(make_model(name)), "parameters": {"t": 0.5}} for name in "ab")
+    recipe = {"merge_method": "slerp", "models": [a, b], "base_model": a["model"]}
+    with pytest.raises(RecipeError, match="t: is missing, .*; set it under parameters of the rec"):
+        ws.plan_merge(recipe)
+    with pytest.raises(RecipeError, match="; set it under parameters or under the model"):
+        ws.plan_merge({"merge_method": "linear", "models": [{"model": a["model"]}]})
