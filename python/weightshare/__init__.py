@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module as _import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOM_OF_NAME = {
     "mix": "sharing",

@@ -49,7 +49,9 @@ def _shard_bytes(ctx: click.Context, option: click.Parameter, value: str) -> int
         count = int(float(found[1]) * factor[found[2].lower()]) if found else value
         return parse_bytes(count, "out-shard-size")
     except ArgumentError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(
+            f"expected a number of bytes, such as 500m, 5b or 5GiB, and at least 1, got {value!r}"
+        ) from error
 
 
 _OUTPUT = (

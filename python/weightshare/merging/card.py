@@ -15,7 +15,7 @@ from weightshare.merging.elements import NAME_OF_CODE
 from weightshare.merging.identity import FileState
 from weightshare.merging.ledger import Ledger
 from weightshare.merging.leftovers import PROVENANCE_NAME
-from weightshare.merging.plan import MergePlan
+from weightshare.merging.plan import MergePlan, source_json
 from weightshare.merging.registry import get_method
 
 CARD_NAME = "README.md"
@@ -102,7 +102,8 @@ def provenance(
     -------
     str
         Versions, recipe, seed, the inputs' files with sizes and header hashes, and each tensor's
-        dtype, shape, action, parameters and checksum, which `weightshare verify` compares.
+        dtype, shape, action, parameters, what was made from others while it was read (adapters,
+        scales of fp8, rows of a vocabulary), and checksum, which `weightshare verify` compares.
     """
     small = sorted({PROVENANCE_NAME, *checksums})
     record = {
@@ -160,6 +161,9 @@ def _tensors(plan: MergePlan, ledger: Ledger) -> tuple[list[object], dict[str, o
         flaws = ledger.flaws(place)
         if flaws.found:
             row["nonfinite"] = {"made": flaws.made, "inherited": flaws.inherited}
+        views = [source_json(source) for source in tensor.reads if source.view is not None]
+        if views:
+            row["views"] = views
         rows[tensor.name] = row
     return settings, rows
 

@@ -47,7 +47,8 @@ class TensorDifference:
     identical : bool
         Same dtype, shape and bytes.
     relative : float or None
-        ‖b - a‖ / ‖a‖: 0 where they are equal, infinity where only a is zero.
+        ‖b - a‖ / ‖a‖: 0 where they are equal, infinity where only a is zero. NaN, as the cosine,
+        where squares overflow float64.
     max_abs : float or None
         The largest |b - a|.
     cosine : float or None
@@ -57,7 +58,7 @@ class TensorDifference:
     changed : int or None
         Elements that are not the same.
     not_finite : pair of int
-        NaN and infinite elements of the two; when there are some, the other numbers are NaN.
+        NaN and infinite elements of the two; when there are some, the other numbers may be NaN.
     squares : triple of float, or None
         ‖a‖², ⟨a, b⟩ and ‖b - a‖², of which totals are made.
     """
@@ -391,7 +392,7 @@ def _look(pair: list[Stretch], start: int) -> Iterator[_Sums]:
 
 def _sums(first: Array, second: Array) -> _Sums:
     # Imported when used, so that reading a report does not load the core.
-    from weightshare._core import mixing, similarity
+    from weightshare._core import similarity
 
     alike = first.dtype == second.dtype
     changed = int(np.count_nonzero(_bits(first) != _bits(second))) if alike else -1
@@ -403,20 +404,40 @@ def _sums(first: Array, second: Array) -> _Sums:
     similarity.count_signs(signs[0], signs[1], w)
     part = _Sums(products[[0, 0, -1], [0, -1, -1]], signs[:, 0, -1], changed=max(changed, 0))
     if len(w) > 1:
+        if alike and first.dtype.kind in "iu":
+            w = [np.zeros(first.size), _integer_gap(first, second)]
         distances = np.zeros((2, 2))
         similarity.squared_distances(distances, w)
-        wide = any(x.dtype == np.float64 for x in w)
-        gap = np.empty(first.size, np.float64 if wide else np.float32)
-        with np.errstate(invalid="ignore"):
-            mixing.mix([gap], w, np.array([[-1.0, 1.0]]))
-            part.distance = float(distances[0, 1])
-            part.max_abs = float(np.maximum(gap.max(), -gap.min()))
+        gap = _gap(w)
+        part.distance = float(distances[0, 1])
+        part.max_abs = float(np.maximum(gap.max(), -gap.min())) + 0.0  # never -0
         if not alike:
             part.changed = int(np.count_nonzero(gap != 0))
     if not np.isfinite(products).all():
         bad = [int(np.count_nonzero(~np.isfinite(x.astype(np.float64)))) for x in w]
         part.not_finite = (bad[0], bad[-1])
     return part
+
+
+def _gap(w: list[Array]) -> Array:
+    """The second less the first; in float64 too where float32 would overflow."""
+    from weightshare._core import mixing
+
+    for kind in (np.float32, np.float64):
+        if kind == np.float32 and any(x.dtype == np.float64 for x in w):
+            continue
+        gap: Array = np.empty(w[0].size, kind)
+        mixing.mix([gap], w, np.array([[-1.0, 1.0]]))
+        if np.isfinite(gap).all():
+            break
+    return gap
+
+
+def _integer_gap(first: Array, second: Array) -> Array:
+    """|second - first| of integers of one kind: float64 would lose what differs in large ones."""
+    kind = f"u{first.dtype.itemsize}"
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    return (high.view(kind) - low.view(kind)).astype(np.float64)
 
 
 def _bits(values: Array) -> Array:

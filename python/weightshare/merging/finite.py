@@ -51,11 +51,15 @@ class Flaws:
         Flat index in the tensor of the first of them; -1 without any.
     inherited : int
         Elements that are so in an input already.
+    unsound : int
+        Elements of which an input is not finite, whatever became of them; those of stretches
+        without any flaw are not counted.
     """
 
     made: int = 0
     first: int = -1
     inherited: int = 0
+    unsound: int = 0
 
     @property
     def found(self) -> int:
@@ -68,7 +72,10 @@ class Flaws:
             return self
         starts = [first for first in (self.first, other.first) if first >= 0]
         return Flaws(
-            self.made + other.made, min(starts, default=-1), self.inherited + other.inherited
+            self.made + other.made,
+            min(starts, default=-1),
+            self.inherited + other.inherited,
+            self.unsound + other.unsound,
         )
 
 
@@ -104,7 +111,7 @@ def find_flaws(out: Array, inputs: Iterable[Array], start: int) -> Flaws:
     --------
     >>> out = np.array([1.0, np.inf, np.nan])
     >>> find_flaws(out, [np.array([1.0, 2.0, np.nan])], 100)
-    Flaws(made=1, first=101, inherited=1)
+    Flaws(made=1, first=101, inherited=1, unsound=1)
     """
     # Imported when used, so that planning does not load the core.
     from weightshare._core import integrity as _integrity
@@ -118,7 +125,8 @@ def find_flaws(out: Array, inputs: Iterable[Array], start: int) -> Flaws:
         bad = ~np.isfinite(out)
     made = np.flatnonzero(bad & sound)
     first = start + int(made[0]) if made.size else -1
-    return Flaws(made.size, first, int(np.count_nonzero(bad)) - made.size)
+    inherited = int(np.count_nonzero(bad)) - made.size
+    return Flaws(made.size, first, inherited, sound.size - int(np.count_nonzero(sound)))
 
 
 class Findings:
@@ -152,8 +160,8 @@ class Findings:
         """
         if flaws.made and self._policy == "error":
             raise NonFiniteError(
-                f"{_made(tensor, size, flaws)}; use a wider out_dtype or other weights, or allow"
-                " it with nan='ignore'",
+                f"{_made(tensor, size, flaws)}; {'mend the inputs, ' if flaws.unsound else ''}use a"
+                " wider out_dtype or other weights, or allow it with nan='ignore'",
                 tensor=tensor,
                 count=flaws.made,
                 first=flaws.first,
@@ -178,7 +186,12 @@ class Findings:
 
 
 def _made(tensor: str, size: int, flaws: Flaws) -> str:
+    count = f"{tensor}: {flaws.made} of {size} elements became NaN or infinite"
+    if not flaws.unsound:
+        return f"{count} from finite inputs, the first at flat index {flaws.first}"
+    # A norm, threshold or mean over the tensor takes one bad element to all the others.
     return (
-        f"{tensor}: {flaws.made} of {size} elements became NaN or infinite from finite inputs, the"
-        f" first at flat index {flaws.first}"
+        f"{count} where the inputs are finite, the first at flat index {flaws.first};"
+        f" {flaws.unsound} other elements of the tensor are not finite in the inputs, which spoils"
+        " what is measured over it"
     )

@@ -16,20 +16,20 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from weightshare.checkpoint.output_file import sync_folder
 from weightshare.merging.finite import SOUND, Flaws
 from weightshare.merging.ledger import Done
 
-SCHEMA = 1
+SCHEMA = 2
 # Bytes of output, and seconds, after which what is done is made durable.
 _BYTES_BETWEEN_MARKS = 512_000_000
 _SECONDS_BETWEEN_MARKS = 2.0
 _LARGEST_HEADER = 100_000_000
-# Kind, tensor, start, count, checksum, made, first, inherited; then a CRC-32 of those.
-_RECORD = struct.Struct("<BxxxIqq16sqqq")
+# Kind, tensor, start, count, checksum, made, first, inherited, unsound; then a CRC-32 of those.
+_RECORD = struct.Struct("<BxxxIqq16sqqqq")
 _CRC = struct.Struct("<I")
 _SIZE = _RECORD.size + _CRC.size
 _DONE, _DURABLE = 1, 2
@@ -284,6 +284,6 @@ def _packed_record(
 ) -> bytes:
     body = _RECORD.pack(
         *(kind, tensor, start, count, checksum.to_bytes(16, "little")),
-        *((flaws.made, flaws.first, flaws.inherited) if flaws.found else (0, 0, 0)),
+        *(astuple(flaws) if flaws.found else (0, 0, 0, 0)),
     )
     return body + _CRC.pack(zlib.crc32(body))

@@ -15,7 +15,7 @@ from weightshare._core.threads import resolve_threads
 from weightshare.errors import ArgumentError
 from weightshare.merging.ahead import ReadAhead
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
-from weightshare.merging.finite import SOUND, find_flaws
+from weightshare.merging.finite import SOUND, Flaws, find_flaws
 from weightshare.merging.ledger import Done, Ledger
 from weightshare.merging.method import Method, Tensor, Tile, anywhere, combine_whole, no_survey
 from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor, Source
@@ -207,7 +207,7 @@ class Pipeline:
         for stretch, tensor, buffer in zip(batch, tensors, buffers, strict=True):
             if tensor.action == "copy":
                 self._check_equal(tensor, buffer)
-                outs.append((stretch, buffer[0], SOUND))
+                outs.append((stretch, buffer[0], _flaws_of_copy(tensor, buffer[0], 0)))
                 continue
             tile = self._tile(tensor, tensor_of(self.plan, stretch.tensor), 0, buffer)
             combine_whole(self.method, tile)
@@ -223,7 +223,8 @@ class Pipeline:
         self._read([(s, stretch.start, stretch.count, part) for s, part in reads], stream)
         if stream.tensor is None:
             self._check_equal(tensor, buffer)
-            self._write([(stretch, buffer[0], SOUND)])
+            flaws = _flaws_of_copy(tensor, buffer[0], stretch.start)
+            self._write([(stretch, buffer[0], flaws)])
             return None
         tile = self._tile(tensor, stream.tensor, stretch.start, buffer, piece.look is not None)
         if piece.look is not None:
@@ -299,3 +300,11 @@ class Pipeline:
             threads=self.threads,
             statistics=tuple(views[count + base : -1]),
         )
+
+
+def _flaws_of_copy(tensor: PlannedTensor, raw: Array, start: int) -> Flaws:
+    dtype = DTYPE_OF_CODE.get(tensor.dtype)
+    if dtype is None:
+        return SOUND
+    values = raw.view(dtype)
+    return find_flaws(values, [values], start)

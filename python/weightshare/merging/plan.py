@@ -344,7 +344,8 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _source_json(source: Source) -> dict[str, object]:
+def source_json(source: Source) -> dict[str, object]:
+    """Return where a tensor that is read lies, and its view, as plain lists, numbers and text."""
     row: dict[str, object] = {"model": source.model, "name": source.name}
     return row if source.view is None else row | {"view": source.view.to_json()}
 
@@ -357,7 +358,7 @@ def _tensor_json(tensor: PlannedTensor) -> dict[str, object]:
         "action": tensor.action,
         "models": [source.model for source in tensor.sources],
         "base": None if tensor.base is None else tensor.base.model,
-        "reads": [_source_json(source) for source in tensor.reads],
+        "reads": [source_json(source) for source in tensor.reads],
     }
     if tensor.settings is not None:
         row["parameters"] = dict(tensor.settings.shared)

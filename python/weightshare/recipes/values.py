@@ -101,16 +101,13 @@ class Values:
     ) -> None:
         label = "" if member is None else f" of {self._cast.models[member.model].label}"
         problem = f"{parameter.name}{label}: is missing, and {self._method.name} needs it"
-        own = member is not None and member.entry is not None
-        place = " or under the model" if own else "" if parameter.per_model else " of the recipe"
-        problem += f"; set it under parameters{place}"
         if self._is_given(parameter, member, group):
-            self._refused.setdefault(
-                f"{problem} for every tensor, with an entry without filter", []
-            ).append(name)
+            self._refused.setdefault(f"{problem} for every tensor", []).append(name)
         elif problem not in self._told:
             self._told.add(problem)
-            self._problems.append(problem)
+            own = member is not None and member.entry is not None
+            place = " or under the model" if own else " of the recipe"
+            self._problems.append(f"{problem}; set it under parameters{place}")
 
     def _checked(self, values: Sequence[float | None], group: Group) -> tuple[Settings, str | None]:
         shared: dict[str, float] = {}

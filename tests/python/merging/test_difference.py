@@ -222,3 +222,34 @@ def test_many_tensors_with_hostile_names_are_short_and_escaped(compare):
         assert tag not in html
     assert len(repr(found).splitlines()) <= 20
     assert max(map(len, repr(found).splitlines())) < 250
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_beyond_float32_is_not_infinite(compare, sign):
+    """The largest change of one element is a float64."""
+    x, y = np.float32([3e38, 1]) * sign, np.float32([-3e38, 1]) * sign
+    check(compare({"w": x}, {"w": y}).tensors[0], x, y)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_large_integers_that_float64_cannot_tell_apart_differ_by_one(compare, dtype):
+    """2**60 and its neighbour are the same float64."""
+    x, y = np.array([2**60, 5], dtype), np.array([2**60 + 1, 5], dtype)
+    for first, second in ((x, y), (y, x)):
+        found = compare({"w": first}, {"w": second}).tensors[0]
+        assert (found.max_abs, found.changed) == (1.0, 1)
+        assert found.relative == pytest.approx(2.0**-60)
+
+
+def test_integers_of_the_whole_range_do_not_wrap(compare):
+    """From the least int64 to the largest it is 2**64 - 1."""
+    limits = np.iinfo(np.int64)
+    first, second = (np.array([value]) for value in (limits.min, limits.max))
+    found = compare({"w": first}, {"w": second}).tensors[0]
+    assert (found.max_abs, found.sign) == (2.0**64, 0.0)
+
+
+def test_a_zero_that_changes_its_sign_has_no_signed_difference(compare):
+    """No table shows -0."""
+    found = compare({"w": np.float32([0, 0])}, {"w": np.float32([0, -0.0])}).tensors[0]
+    assert (found.changed, found.row[4]) == (1, "0")

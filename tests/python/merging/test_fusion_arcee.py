@@ -107,7 +107,10 @@ def digest() -> str:
     found = hashlib.sha256()
     for dtype in DTYPES:
         for shape in [(67, 70), (1027,), (3, 20_000)]:
-            for scale in (1.0, 2.0**-4):  # the exponentials of small numbers have a way of their own
+            for scale in (
+                1.0,
+                2.0**-4,
+            ):  # the exponentials of small numbers have a way of their own
                 model, base = ((each * scale).astype(dtype) for each in pair(shape, dtype))
                 merged = ws.merge([model], method="arcee_fusion", base=base, threads=2)
                 found.update(merged.tobytes())

@@ -250,7 +250,7 @@ def test_nan_found_before_an_interruption_is_not_forgotten(
 
 
 def entries(count: int) -> list[Done]:
-    return [Done(i, 3 * i, i + 1, (1 << 127) + i, Flaws(i, 5, 1) if i % 2 else SOUND)
+    return [Done(i, 3 * i, i + 1, (1 << 127) + i, Flaws(i, 5, 1, 2) if i % 2 else SOUND)
             for i in range(count)]  # fmt: skip
 
 

@@ -226,7 +226,7 @@ def test_what_is_not_finite_is_seen(dtype: Any, bad: float) -> None:
         if np.signbit(bad):
             spoiled[place] = np.copysign(spoiled[place], dtype(-1))
         assert find_flaws(spoiled, [values], 7) == Flaws(1, 7 + place, 0)
-        assert find_flaws(spoiled, [values, spoiled], 7) == Flaws(0, -1, 1)
+        assert find_flaws(spoiled, [values, spoiled], 7) == Flaws(0, -1, 1, 1)
 
 
 def test_findings_tell_what_was_made_from_what_was_there() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import weightshare as ws
+from weightshare.merging.plan import MergePlan, PlannedModel, PlannedTensor, Source
+from weightshare.merging.run import run_plan
 
 Make = Callable[..., Path]
 Recipe = Callable[..., dict[str, Any]]
@@ -63,3 +65,35 @@ def test_warnings_about_many_tensors_are_ten_and_a_count(
     report = ws.merge_checkpoints(linear(make_model("a", model)), tmp_path / "out")
     assert len(report.warnings) == 11
     assert report.warnings[-1].endswith("15 more lines like these")
+
+
+def test_one_nan_that_spoils_a_tensor_is_told_as_such(make_model: Make, tmp_path: Path) -> None:
+    """A norm of NaN spoils finite neighbours: the message says where it is from."""
+    spoiled, sound = np.float32([1, np.nan, 3, 4]), np.float32([4, 3, 2, 1])
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": str(make_model("a", {"w": spoiled})),
+        "models": [{"model": str(make_model("b", {"w": sound}))}],
+        "parameters": {"t": 0.5},
+    }
+    with pytest.raises(ws.merging.NonFiniteError) as caught:
+        ws.merge_checkpoints(recipe, tmp_path / "out")
+    message = str(caught.value)
+    assert "w: 3 of 4 elements became NaN or infinite where the inputs are finite" in message
+    assert "1 other elements of the tensor are not finite in the inputs" in message
+    assert "mend the inputs" in message
+    assert "from finite inputs" not in message
+
+
+def test_nan_in_a_tensor_that_is_copied_is_told(tmp_path: Path) -> None:
+    """A copy takes NaN along, which is a warning and a count as in a merge."""
+    copied = np.float32([1, np.nan, np.inf])
+    source = Source(0, "w", "F32")
+    ws.save_checkpoint(tmp_path / "a", {"w": copied})
+    size = (tmp_path / "a" / "model.safetensors").stat().st_size
+    file = (str(tmp_path / "a" / "model.safetensors"), size)
+    model = PlannedModel("a", str(tmp_path / "a"), (file,))
+    plan = MergePlan("linear", (model,), (PlannedTensor("w", "F32", (3,), "copy", (source,)),))
+    report = run_plan(plan, tmp_path / "out")
+    assert report.nonfinite == {"w": 2}
+    assert report.warnings == ("w: 2 of 3 elements are NaN or infinite in the inputs",)

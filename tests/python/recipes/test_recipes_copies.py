@@ -13,7 +13,6 @@ import pytest
 
 import weightshare as ws
 from vocabularies import A, B, model_maker
-from weightshare.errors import RecipeError
 from weightshare.merging import NonFiniteError
 
 Make = Callable[..., Path]

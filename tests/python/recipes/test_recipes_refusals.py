@@ -154,7 +154,7 @@ def test_a_file_that_is_too_large_to_copy_is_told(make_model: Make, linear: Reci
 )
 def test_text_that_is_no_yaml_is_told_with_a_remedy(text: str, remedy: str) -> None:
     """A model card's fence and a tab are what people paste."""
-    with pytest.raises(RecipeError, match="line [13]") as caught:
+    with pytest.raises(RecipeError, match=r"line [13]") as caught:
         ws.plan_merge(text)
     assert remedy in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_a_missing_parameter_is_told_with_its_place(make_model: Make) -> None:
     """``t`` under a model is not where slerp looks; a weight may stand in both places."""
     a, b = ({"model": str(make_model(name)), "parameters": {"t": 0.5}} for name in "ab")
     recipe = {"merge_method": "slerp", "models": [a, b], "base_model": a["model"]}
-    with pytest.raises(RecipeError, match="t: is missing, .*; set it under parameters of the rec"):
+    with pytest.raises(RecipeError, match=r"t: is missing, .*; set it under parameters of the rec"):
         ws.plan_merge(recipe)
     with pytest.raises(RecipeError, match="; set it under parameters or under the model"):
         ws.plan_merge({"merge_method": "linear", "models": [{"model": a["model"]}]})
