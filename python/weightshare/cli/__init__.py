@@ -85,6 +85,7 @@ def _run(arguments: list[str]) -> int:
 
 def _report(error: Exception, *, verbose: bool) -> int:
     from weightshare.cli.exit_codes import exit_code
+    from weightshare.cli.output import printable
 
     code = exit_code(error)
     if verbose:
@@ -94,6 +95,8 @@ def _report(error: Exception, *, verbose: bool) -> int:
     if len(problems) > 1:
         indented = [problem.replace("\n", "\n    ") for problem in problems]
         text = "\n  - ".join([f"{len(problems)} problems", *indented])
+    # Names from files stand in messages too.
+    text = "\n".join(map(printable, text.split("\n")))
     print(f"weightshare: error: {text}", file=sys.stderr)
     if code == 1 and not verbose:
         print("weightshare: this is unexpected; -vv shows where it happened", file=sys.stderr)

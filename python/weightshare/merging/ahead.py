@@ -21,7 +21,9 @@ _LEAST_BYTES = 500_000
 
 
 class ReadAhead:
-    """Asks the system for what the tiles after the present one need.
+    """Asks the system for what the tiles after the present one need, in a thread of its own.
+
+    The system may make whoever asks wait until its queue has room, which no worker should.
 
     Parameters
     ----------
@@ -41,29 +43,46 @@ class ReadAhead:
             tensor.size * width for tensor, width in zip(plan.tensors, self._widths, strict=True)
         )
         self._begins = [0, *accumulate(sizes)]
-        self._steps = self._all_steps()
-        self._asked = 0
-        self._lock = threading.Lock()
+        self._place = -1
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+
+    def start(self) -> None:
+        """Begin; nothing is asked for before the first stretch is told."""
+        self._thread.start()
 
     def reached(self, stretch: Stretch) -> None:
-        """Ask for what comes after a stretch that is about to be read."""
+        """Ask for what comes after a stretch that is about to be read; returns at once."""
         place = self._begins[stretch.tensor] + stretch.start * self._widths[stretch.tensor]
-        if self._asked > place + _BYTES_AHEAD - _STEP_BYTES or not self._lock.acquire(False):
-            return
-        try:
-            while self._asked <= place + _BYTES_AHEAD:
-                step = next(self._steps, None)
-                if step is None:
-                    self._asked = self._begins[-1] + _BYTES_AHEAD
+        with self._changed:
+            if place > self._place:
+                self._place = place
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Ask for nothing more, and wait for what is being asked for."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        for begin, sources, start, count in self._all_steps():
+            with self._changed:
+                while not self._stopped and self._waits(begin):
+                    self._changed.wait()
+                if self._stopped:
                     return
-                self._asked, sources, start, count = step
-                if self._asked < place:
+                if begin < self._place:
                     continue  # too late to be of use
-                for source in sources:
-                    width = WIDTH_OF_CODE[source.dtype]
-                    self._inputs[source.model].will_need(source.name, start * width, count * width)
-        finally:
-            self._lock.release()
+            for source in sources:
+                width = WIDTH_OF_CODE[source.dtype]
+                self._inputs[source.model].will_need(source.name, start * width, count * width)
+
+    def _waits(self, begin: int) -> bool:
+        return self._place < 0 or begin > self._place + _BYTES_AHEAD
 
     def _all_steps(self) -> Iterator[tuple[int, list[Source], int, int]]:
         for number, tensor in enumerate(self._plan.tensors):

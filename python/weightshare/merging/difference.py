@@ -437,7 +437,8 @@ def _integer_gap(first: Array, second: Array) -> Array:
     """|second - first| of integers of one kind: float64 would lose what differs in large ones."""
     kind = f"u{first.dtype.itemsize}"
     low, high = np.minimum(first, second), np.maximum(first, second)
-    return (high.view(kind) - low.view(kind)).astype(np.float64)
+    gap: Array = (high.view(kind) - low.view(kind)).astype(np.float64)
+    return gap
 
 
 def _bits(values: Array) -> Array:

@@ -192,6 +192,6 @@ def _made(tensor: str, size: int, flaws: Flaws) -> str:
     # A norm, threshold or mean over the tensor takes one bad element to all the others.
     return (
         f"{count} where the inputs are finite, the first at flat index {flaws.first};"
-        f" {flaws.unsound} other elements of the tensor are not finite in the inputs, which spoils"
-        " what is measured over it"
+        f" {flaws.unsound} of its elements are not finite in the inputs, which spoils what is"
+        " measured over the whole tensor"
     )

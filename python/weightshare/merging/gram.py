@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,30 +13,6 @@ from weightshare.merging.method import CHUNK, Pass, Tile
 
 # An (n, n) table of inner products.
 Gram = list[list[float]]
-
-
-def exact_sum(values: Iterable[float]) -> float:
-    """Return the sum, rounded once; NaN where there is no sum, as of infinities of both signs.
-
-    Parameters
-    ----------
-    values : iterable of float
-        In any order: the result does not depend on it.
-
-    Returns
-    -------
-    float
-        The sum.
-
-    Examples
-    --------
-    >>> exact_sum([1e100, 1.0, -1e100]), exact_sum([float("inf"), -float("inf")])
-    (1.0, nan)
-    """
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):
-        return math.nan
 
 
 def appended(total: list[Any] | None, told: Any) -> list[Any]:
@@ -72,36 +48,43 @@ def gram_pass(tensors: Callable[[Tile], Sequence[Array]], *, deltas: bool) -> Pa
         _spherical.chunk_products(out, arrays, CHUNK, base, tile.threads)
         return out
 
-    return Pass(look, appended)
+    return Pass(look, _added)
 
 
-def folded_gram(parts: Sequence[Array]) -> Gram:
-    """Return the inner products of a whole tensor from those of its chunks, each summed exactly.
+def _added(total: Array | None, told: Array) -> Array:
+    """Return the sums over chunks so far, added one by one: an order that no cut changes."""
+    total = np.zeros(told.shape[1:]) if total is None else total
+    with np.errstate(over="ignore", invalid="ignore"):
+        for chunk in told:
+            total = total + chunk
+    return total
+
+
+def folded_gram(total: Array) -> Gram:
+    """Return the inner products of a whole tensor as numbers.
 
     Parameters
     ----------
-    parts : sequence of ndarray, shape (chunks, n, n)
-        What `gram_pass` found in each tile.
+    total : ndarray, shape (n, n)
+        What the pass of `gram_pass` added up.
 
     Returns
     -------
     list of list of float
         All NaN when one is not finite: a vector that is not finite has no direction.
     """
-    chunks = np.concatenate(parts)
-    n = chunks.shape[1]
-    gram = [[exact_sum(chunks[:, i, j].tolist()) for j in range(n)] for i in range(n)]
+    gram: Gram = total.tolist()
     if all(math.isfinite(value) for row in gram for value in row):
         return gram
-    return [[math.nan] * n for _ in range(n)]
+    return [[math.nan] * len(gram) for _ in gram]
 
 
 def gram_of(
     tensors: Callable[[Tile], Sequence[Array]], *, deltas: bool
 ) -> Generator[Pass, Any, Gram]:
     """Take one pass over a tensor and return its inner products; for ``yield from`` in a survey."""
-    parts = yield gram_pass(tensors, deltas=deltas)
-    return folded_gram(parts)
+    total = yield gram_pass(tensors, deltas=deltas)
+    return folded_gram(total)
 
 
 def norm(squared: float) -> float:

@@ -148,8 +148,9 @@ class Pipeline:
             for number in range(self.room.workers)
         ]
         told, total = -1, self.plan.nbytes
-        schedule = self._schedule
+        schedule, ahead = self._schedule, self._ahead
         try:
+            ahead.start()
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -162,6 +163,7 @@ class Pipeline:
             schedule.stop(error)
             raise
         finally:
+            ahead.stop()
             for worker in workers:
                 if worker.ident is not None:
                     worker.join()

@@ -54,7 +54,7 @@ def test_plan_and_inspect_show_what_there_is(run: Run, recipe: Path, tmp_path: P
         (["merge", "r.yml", "out", "--memroy", "1"], "--memory"),
         (["merge", "r.yml", "out", "--nan", "maybe"], "'maybe'"),
         (["merge", "r.yml", "out", "--threads", "0"], "0 is not in the range"),
-        (["merge", "r.yml", "out", "--out-shard-size", "big"], "out-shard-size: expected"),
+        (["merge", "r.yml", "out", "--out-shard-size", "big"], "such as 500m, 5b or 5GiB"),
         (["merge", "r.yml", "out", "--single-file"], "must end in .safetensors"),
         (["plan", "nothing.yml"], "nothing.yml cannot be read"),
         (["merge", "r.yml"], "Missing argument 'OUT'"),

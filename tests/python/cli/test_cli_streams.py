@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -151,3 +152,18 @@ def test_a_full_stdout_is_named(arguments: tuple[str, ...]) -> None:
         done = ran(*arguments, stdout=full)
     assert done.returncode == 4
     assert done.stderr.startswith("weightshare: error: standard output: cannot be written: ")
+
+
+def test_a_message_drives_no_terminal(
+    make_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of tensors, keys and paths come from strangers, and stand in messages."""
+    paths = [make_model("a", {"w\x1b[31m": np.ones(1)}), make_model("b", {"w": np.ones(1)})]
+    models = [{"model": str(path), "parameters": {"k\x1b[2J": 1}} for path in paths]
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    for arguments in (["plan", str(tmp_path / "r.yml")], ["inspect", "no\x1b[31mthing"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        message = capsys.readouterr().err
+        assert "?[31m" in message
+        assert "\x1b" not in message

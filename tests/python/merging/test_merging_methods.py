@@ -238,7 +238,7 @@ def test_findings_tell_what_was_made_from_what_was_there() -> None:
     findings.tell("a", 3, there)
     assert list(findings.warnings) == ["a: 1 of 3 elements are NaN or infinite in the inputs"]
     made = find_flaws(spoiled, [sound], 3).joined(find_flaws(spoiled, [sound], 0))
-    assert made.joined(there) == Flaws(made=2, first=1, inherited=1)
+    assert made.joined(there) == Flaws(made=2, first=1, inherited=1, unsound=1)
     with pytest.raises(NonFiniteError, match="b: 2 of 6") as caught:
         findings.check("b", 6, made)
     assert (caught.value.tensor, caught.value.count, caught.value.first) == ("b", 2, 1)

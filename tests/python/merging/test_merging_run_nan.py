@@ -80,7 +80,7 @@ def test_one_nan_that_spoils_a_tensor_is_told_as_such(make_model: Make, tmp_path
         ws.merge_checkpoints(recipe, tmp_path / "out")
     message = str(caught.value)
     assert "w: 3 of 4 elements became NaN or infinite where the inputs are finite" in message
-    assert "1 other elements of the tensor are not finite in the inputs" in message
+    assert "1 of its elements are not finite in the inputs" in message
     assert "mend the inputs" in message
     assert "from finite inputs" not in message
 
