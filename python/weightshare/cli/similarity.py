@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from weightshare.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from weightshare.cli.options import JSON, NO_PROGRESS, THREADS
 from weightshare.cli.output import facts_text, print_json, remark, show, table_text
+from weightshare.errors import ArgumentError, CheckpointError
 from weightshare.merging.elements import DTYPE_OF_CODE
 from weightshare.merging.progress import progress_callback
 
@@ -80,14 +81,15 @@ def similarity(
         total = _bytes_read(checkpoints, names, metric, center)
         count = _Counter(told, total)
         parts = [_Part(checkpoint, names, count) for checkpoint in checkpoints]
-        found = measure(
-            parts[: len(models)],
-            metric,
-            base=parts[-1] if base else None,
-            level=level,
-            center=center,
-            threads=threads,
-        )
+        with _named(models, base):
+            found = measure(
+                parts[: len(models)],
+                metric,
+                base=parts[-1] if base else None,
+                level=level,
+                center=center,
+                threads=threads,
+            )
     if as_json:
         matrices = found.items() if level == "tensor" else [("matrix", found)]
         plain = {name: matrix.tolist() for name, matrix in matrices}
@@ -110,6 +112,20 @@ def similarity(
     facts = [(str(j), path) for j, path in enumerate(models, start=1)]
     show(facts_text(_title(metric, base), facts))
     show(_matrix_text(found) if level == "model" else _tensors_text(found, every))
+
+
+@contextmanager
+def _named(models: tuple[str, ...], base: str | None) -> Iterator[None]:
+    """Say the paths of weights that are refused, which are then a bad input file."""
+    try:
+        yield
+    except ArgumentError as error:
+        text = str(error)
+        names = {f"models[{j}]": path for j, path in enumerate(models)} | {"base:": f"{base}:"}
+        for label, path in names.items():
+            if text.startswith(label):
+                raise CheckpointError(path + text.removeprefix(label)) from error
+        raise
 
 
 class _Counter:

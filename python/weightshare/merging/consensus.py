@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from weightshare.merging.linear import WEIGHT, check_weights, mix_tile, normalized
 from weightshare.merging.method import Method, Parameter, Pass, Settings, Survey, Tensor, Tile
-from weightshare.merging.selection import Cut, find_cuts, first_digits, refine_cuts
+from weightshare.merging.selection import Cut, find_cuts, first_digits, ranking_bytes, refine_cuts
 from weightshare.merging.sparsity import (
     ALL,
     NONE,
@@ -19,6 +19,7 @@ from weightshare.merging.sparsity import (
     by_cut,
     by_rank,
     chunk_of,
+    is_wide,
     magnitudes,
     may_hold,
     norms,
@@ -81,6 +82,16 @@ class Recipe:
     def unit(self, tensor: Tensor) -> int:
         """Return what tiles are multiples of."""
         return chunk_of(tensor, self.trim == "ranked")
+
+    def scratch(self, tensor: Tensor) -> int:
+        """Return the bytes that ranking takes, of a row or of the whole tensor."""
+        if self.trim == "random":
+            return 0
+        if self.trim != "ranked":
+            return ranking_bytes(tensor.size)
+        # Of each element its key and those that are sorted, bins, orders, ranks, words and masks.
+        key = 8 if is_wide(tensor) else 4
+        return min(tensor.size, max(1, tensor.row)) * (26 + 2 * key + len(tensor.dtypes))
 
     def combine(self, tile: Tile, sparse: Sparse) -> None:
         """Write the merged tile."""
@@ -229,6 +240,7 @@ def _method(
         base="required",
         survey=recipe.survey,
         unit=recipe.unit,
+        scratch=recipe.scratch,
         differs=differs,
     )
 
@@ -323,6 +335,7 @@ METHODS: tuple[Method, ...] = (
         base="required",
         survey=_survey_sce,
         unit=lambda tensor: chunk_of(tensor, False),
+        scratch=lambda tensor: ranking_bytes(tensor.size),
         differs="The shape stays when nothing varies; of equal variances the first are kept.",
     ),
 )

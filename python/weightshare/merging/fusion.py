@@ -101,6 +101,11 @@ def _survey(tensor: Tensor) -> Survey:
     return of_rows, median + 1.5 * (upper - quartile)
 
 
+def _scratch(tensor: Tensor) -> int:
+    """Return the bytes of the divergences of all rows, which are held twice while they are joined."""
+    return 16 * (tensor.size // max(1, tensor.row))
+
+
 def _combine(tile: Tile, found: tuple[Array, float]) -> None:
     from weightshare._core import fusion as _fusion
 
@@ -123,6 +128,7 @@ ARCEE_FUSION = Method(
     max_models=1,
     survey=_survey,
     unit=at_rows,
+    scratch=_scratch,
     differs=(
         "the output has the dtype of the base, where mergekit writes float32; quartiles are of all"
         " elements, where mergekit draws a random million of a larger tensor"

@@ -211,6 +211,11 @@ def nowhere(tensor: Tensor) -> int:
     return max(1, tensor.size)
 
 
+def no_scratch(_: Tensor) -> int:
+    """Say that a method holds next to nothing beside its tile."""
+    return 0
+
+
 def nothing_wrong(_: Settings) -> None:
     """Say that values that are legal one by one are legal together."""
     return
@@ -245,6 +250,9 @@ class Method:
     unit : callable
         ``unit(tensor)``: tiles begin and end at multiples of so many elements, or at the
         tensor's end.
+    scratch : callable
+        ``scratch(tensor)``: bytes that a worker may hold beside its tile, while it looks or
+        combines; the budget of memory counts them.
     differs : str
         Where it is right and mergekit is not, in a sentence; empty when they agree.
     """
@@ -260,6 +268,7 @@ class Method:
     max_models: int | None = None
     survey: Callable[[Tensor], Survey | None] = no_survey
     unit: Callable[[Tensor], int] = anywhere
+    scratch: Callable[[Tensor], int] = no_scratch
     differs: str = ""
 
     @property

@@ -17,7 +17,15 @@ from weightshare.merging.ahead import ReadAhead
 from weightshare.merging.elements import DTYPE_OF_CODE, Array
 from weightshare.merging.finite import SOUND, Flaws, find_flaws
 from weightshare.merging.ledger import Done, Ledger
-from weightshare.merging.method import Method, Tensor, Tile, anywhere, combine_whole, no_survey
+from weightshare.merging.method import (
+    Method,
+    Tensor,
+    Tile,
+    anywhere,
+    combine_whole,
+    no_scratch,
+    no_survey,
+)
 from weightshare.merging.plan import WIDTH_OF_CODE, MergePlan, PlannedTensor, Source
 from weightshare.merging.registry import get_method
 from weightshare.merging.schedule import Batch, Piece, Schedule, Stream
@@ -80,6 +88,15 @@ def units_of(plan: MergePlan, method: Method) -> list[int]:
     ]
 
 
+def _scratch_of(plan: MergePlan, method: Method) -> list[int]:
+    if method.scratch is no_scratch:
+        return []
+    return [
+        0 if tensor.action == "copy" or not tensor.size else method.scratch(tensor_of(plan, number))
+        for number, tensor in enumerate(plan.tensors)
+    ]
+
+
 def divide(plan: MergePlan, method: Method, memory: int, threads: int) -> Room:
     """Return the workers of a plan and their memory.
 
@@ -90,7 +107,10 @@ def divide(plan: MergePlan, method: Method, memory: int, threads: int) -> Room:
     """
     units = units_of(plan, method)
     surveyed = method.survey is not no_survey
-    return divide_memory(plan.tensors, memory, threads, units=units, surveyed=surveyed)
+    scratch = _scratch_of(plan, method)
+    return divide_memory(
+        plan.tensors, memory, threads, units=units, scratch=scratch, surveyed=surveyed
+    )
 
 
 def memory_of(plan: MergePlan) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ from weightshare.merging.method import (
     Tile,
     anywhere,
     at_rows,
+    no_scratch,
     nowhere,
 )
 from weightshare.merging.registry import add_method
@@ -162,7 +164,17 @@ def _made(
         min_models=min_models,
         max_models=max_models,
         unit=_UNITS[sees],
+        scratch=no_scratch if sees == "elements" else partial(_scratch, _UNITS[sees]),
     )
+
+
+def _scratch(unit: Callable[[Tensor], int], tensor: Tensor) -> int:
+    """Return the bytes of what a function sees together, as it gets it: float32 or float64.
+
+    Its result counts too, and one more array that it works with.
+    """
+    work = 8 if np.dtype(np.float64) in tensor.dtypes else 4
+    return unit(tensor) * work * (len(tensor.dtypes) + 2)
 
 
 def _check_parameters(parameters: Sequence[Parameter]) -> None:

@@ -16,8 +16,12 @@ Quantity = Literal["magnitude", "variance"]
 Read = Callable[[Tile], tuple[list[Array], Array | None]]
 Steps = Generator[Pass, Any, Any]
 
-# Elements whose keys and places may be held, instead of looking at the tensor again: 32 MB.
-_MOST_HELD = 1 << 21
+# Elements whose keys and places may be held, instead of looking at the tensor again.
+_MOST_HELD = 1 << 20
+# A tensor that is small enough to stay in memory is looked at again rather than held twice.
+_SHARE_HELD = 16
+# Bytes of a key and a place that are held, with those that are made on the way.
+_HELD_BYTES = 32
 # Tensors this small are sorted at once: a histogram has more bins than they have elements.
 _SMALL = 1 << 14
 # Keys that lie so close together are counted one by one, which is quicker than sorting them.
@@ -106,7 +110,7 @@ def refine_cuts(
     ranking: Ranking, counts: Array, wanted: Sequence[tuple[int, int]], exact: bool = False
 ) -> Steps:
     """Find the cuts, from the total of `first_digits`; see `find_cuts`."""
-    room = _MOST_HELD // max(1, len(wanted))
+    room = _most_held(ranking.size) // max(1, len(wanted))
     cuts: list[Cut | None] = [None] * len(wanted)
     held, held_places, deeper, deeper_places = [], [], [], []
     for place, (index, k) in enumerate(wanted):
@@ -129,6 +133,15 @@ def refine_cuts(
     for place, cut in zip([*held_places, *deeper_places], settled, strict=True):
         cuts[place] = cut
     return cuts
+
+
+def _most_held(size: int) -> int:
+    return min(_MOST_HELD, max(_SMALL, size // _SHARE_HELD))
+
+
+def ranking_bytes(size: int) -> int:
+    """Return the bytes that `find_cuts` may hold at once for a tensor of so many elements."""
+    return _HELD_BYTES * min(size, _most_held(size))
 
 
 def _digit_of(counts: Array, k: int) -> tuple[int, int, int]:

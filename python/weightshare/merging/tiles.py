@@ -74,6 +74,7 @@ def divide_memory(
     workers: int,
     *,
     units: Units | None = None,
+    scratch: Sequence[int] = (),
     surveyed: bool = False,
 ) -> Room:
     """Return how many workers there are and how large their buffers may be.
@@ -88,6 +89,8 @@ def divide_memory(
         The most workers; there are fewer rather than too little memory.
     units : sequence of int, optional
         For each tensor the elements that must be seen together; None is 1 for each.
+    scratch : sequence of int, optional
+        For each tensor the bytes that the method holds beside its tile.
     surveyed : bool
         Whether tensors are looked at several times.
 
@@ -100,7 +103,10 @@ def divide_memory(
     least = max(map(_unit_space, tensors, units), default=_ALIGNMENT)
     spaces = [_space(tensor, tensor.size) for tensor in tensors]
     wanted = max(max(spaces, default=0), min(sum(spaces), _SHARED_SLOT), least)
-    held = max((held_bytes(tensor) for tensor in tensors), default=0)
+    scratch = scratch or [0] * len(tensors)
+    held = max(
+        (held_bytes(t) + beside for t, beside in zip(tensors, scratch, strict=True)), default=0
+    )
     process = _process_bytes(tensors)
     floor = process + least + held
     workers = min(workers, (memory - process) // (least + held))

@@ -328,3 +328,14 @@ def test_verify_has_a_policy_about_nan(run: Run, make_model: Make) -> None:
         done = run("verify", path, *options)
         assert done.code == code
         assert ("w: 1 elements are NaN or infinite" in done.out + done.err) == is_told
+
+
+@pytest.mark.parametrize("place", ["model", "base"])
+def test_similarity_names_the_file_that_holds_nan(place: str, make_model: Make, run: Run) -> None:
+    """By its path, as a bad input file."""
+    good, bad = make_model("good", {"w": np.ones(2)}), make_model("bad", {"w": [np.nan, 1.0]})
+    given = [good, bad] if place == "model" else [good, good, "--base", bad]
+    done = run("similarity", *given)
+    assert done.code == 3
+    assert f"error: {bad}" in done.err
+    assert "expected finite values, got NaN" in done.err

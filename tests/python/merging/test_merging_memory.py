@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -52,6 +53,40 @@ def peak_of_a_merge(tmp_path: Path, rows: int, memory: str) -> int:
 def test_memory_stays_below_the_budget(tmp_path: Path) -> None:
     """The whole process, as the kernel counts it, on models of 128 MB each."""
     assert peak_of_a_merge(tmp_path, 62_500, "160MB") <= 160_000_000
+
+
+ROW = """
+import json, sys
+import numpy as np, weightshare as ws
+def mean(models, base):
+    return (models[0] + models[1]) / np.float32(2)
+ws.register_method("mean_of_all", mean, sees="tensor")
+recipe = json.loads(sys.argv[1])
+plan = ws.plan_merge(recipe)
+report = ws.merge_checkpoints(recipe, sys.argv[2], memory=plan.memory_floor, threads=1, nan="ignore")
+print(plan.memory_floor, report.peak_memory)
+"""
+
+
+@pytest.mark.parametrize("method", ["della", "arcee_fusion", "mean_of_all"])
+def test_what_a_method_holds_beside_its_tile_is_in_the_floor(method: str, tmp_path: Path) -> None:
+    """A row of 6 million elements: ranked, beside a base, or copied for a Python function."""
+    generator = np.random.default_rng(5)
+    for name in "abc":
+        values = generator.normal(size=6_000_000).astype(np.float32)
+        ws.save_checkpoint(tmp_path / name, {"w": values})
+    models = [{"model": str(tmp_path / name)} for name in "ab"]
+    recipe: dict[str, Any] = {"merge_method": method, "models": models}
+    if method != "mean_of_all":
+        recipe["base_model"] = str(tmp_path / "c")
+    if method == "arcee_fusion":
+        del models[1]
+    if method == "della":
+        recipe["parameters"] = {"weight": 1, "density": 0.5, "epsilon": 0.1}
+    command = [sys.executable, "-c", ROW, json.dumps(recipe), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    floor, peak = map(int, done.stdout.split())
+    assert peak <= floor
 
 
 def small_tensors(folder: Path, count: int) -> None:
