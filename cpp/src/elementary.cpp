@@ -113,7 +113,8 @@ inline double log_of(double x) {
   const double half_square = 0.5 * f * f;
   const double tail = s * (half_square + z * polynomial(kLog, z));
   const double y = k * kLn2High - ((half_square - (tail + k * kLn2Low)) - f);
-  const double positive = x == kInfinity ? kInfinity : y;
+  const bool finite = x < kInfinity;
+  const double positive = finite ? y : x;
   const double zero_or_less = x == 0.0 ? -kInfinity : kNan;
   return x > 0.0 ? positive : zero_or_less;
 }

@@ -173,20 +173,16 @@ class Pipeline:
             ahead.start()
             for worker in workers:
                 worker.start()
-            for worker in workers:
-                while worker.is_alive():
-                    worker.join(_SECONDS_BETWEEN_TELLING)
-                    if progress is not None and self.ledger.nbytes != told:
-                        told = self.ledger.nbytes
-                        progress(told, total)
+            while not schedule.wait_for(len(workers), _SECONDS_BETWEEN_TELLING):
+                if progress is not None and self.ledger.nbytes != told:
+                    told = self.ledger.nbytes
+                    progress(told, total)
         except BaseException as error:
             schedule.stop(error)
             raise
         finally:
             ahead.stop()
-            for worker in workers:
-                if worker.ident is not None:
-                    worker.join()
+            schedule.wait_until_idle()
         if schedule.error is not None:
             raise schedule.error
         if progress is not None and told != total:
@@ -205,6 +201,10 @@ class Pipeline:
         return tensor_of(self.plan, number)
 
     def _work(self) -> None:
+        with self._schedule.worker():
+            self._work_until_done()
+
+    def _work_until_done(self) -> None:
         try:
             slot = np.empty(self.room.slot, dtype=np.uint8)
             while (work := self._schedule.take()) is not None:

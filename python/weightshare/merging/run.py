@@ -61,7 +61,8 @@ def run_plan(
     plan : MergePlan
         From `weightshare.plan_merge`.
     out : path
-        A folder; or, when it ends in ``.safetensors``, one file that holds only the weights.
+        A folder; or, when it ends in ``.safetensors``, one file that holds only the weights: no
+        provenance, so that `weightshare verify` has no checksums to compare.
     resume : bool
         Whether an interrupted merge is gone on with; else what it left is removed.
     overwrite : bool

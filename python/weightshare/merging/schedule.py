@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ class Schedule:
         self._changed = threading.Condition()
         self._exhausted = False
         self._stopped = False
+        self._working = 0
+        self._ended = 0
         self.error: BaseException | None = None
 
     def take(self) -> Batch | Piece | None:
@@ -199,6 +202,32 @@ class Schedule:
             if not piece.stream.go_on():
                 self._streams.remove(piece.stream)
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[None]:
+        """Count the calling thread as one that works, in the body."""
+        with self._changed:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._ended += 1
+                self._changed.notify_all()
+
+    def wait_for(self, workers: int, seconds: float) -> bool:
+        """Wait until so many workers have ended, for that long at most; say whether they have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended >= workers, seconds)
+
+    def wait_until_idle(self) -> None:
+        """Wait until no thread works; one that begins later finds nothing to do once stopped.
+
+        `Thread.join` will not do: interrupted by Ctrl-C, Python 3.11 takes the thread for ended.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._working)
 
     def stop(self, error: BaseException | None = None) -> None:
         """Hand out nothing more; the first error is kept."""

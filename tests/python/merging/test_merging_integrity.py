@@ -14,7 +14,10 @@ import pytest
 import weightshare as ws
 from weightshare._core import integrity
 from weightshare.errors import ArgumentError, CheckpointNotFoundError
+from weightshare.merging.cast_view import CastView
 from weightshare.merging.integrity import verify_checkpoint
+from weightshare.merging.plan import MergePlan, PlannedModel, PlannedTensor, Source
+from weightshare.merging.run import run_plan
 
 Make = Callable[..., Path]
 Recipe = Callable[..., dict[str, Any]]
@@ -164,3 +167,22 @@ def test_the_html_is_escaped_and_short(tmp_path: Path) -> None:
     assert "<script>" not in html
     assert len(html) < 50_000
     assert repr(report).count("\n") < 20
+
+
+def test_the_provenance_tells_how_a_tensor_was_made_while_it_was_read(tmp_path: Path) -> None:
+    """A view is in the provenance as it is in the plan; a tensor without one has none."""
+    ws.save_checkpoint(tmp_path / "a", {"v": np.ones(3, np.float32), "w": np.ones(3, np.float32)})
+    file = tmp_path / "a" / "model.safetensors"
+    model = PlannedModel("a", str(tmp_path / "a"), ((str(file), file.stat().st_size),))
+    made = Source(0, "w", "BF16", CastView(Source(0, "w", "F32"), "BF16"))
+    tensors = (
+        PlannedTensor("v", "F32", (3,), "copy", (Source(0, "v", "F32"),)),
+        PlannedTensor("w", "BF16", (3,), "copy", (made,)),
+    )
+    plan = MergePlan("linear", (model,), tensors)
+    run_plan(plan, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())["tensors"]
+    view = {"kind": "cast", "from": "F32", "of": None}
+    assert record["w"]["views"] == [{"model": 0, "name": "w", "view": view}]
+    assert "views" not in record["v"]
+    assert json.loads(json.dumps(plan.to_json()))["tensors"][1]["reads"][0]["view"] == view

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import yaml
@@ -87,6 +88,37 @@ def test_what_a_method_holds_beside_its_tile_is_in_the_floor(method: str, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     floor, peak = map(int, done.stdout.split())
     assert peak <= floor
+
+
+MANY = """
+import json, sys, weightshare as ws
+report = ws.merge_checkpoints(json.loads(sys.argv[1]), sys.argv[2], memory="256MB", threads=8)
+print(report.peak_memory)
+"""
+
+
+def test_ranking_stays_within_the_budget_where_many_magnitudes_are_alike(tmp_path: Path) -> None:
+    """A third of the task vector has one magnitude, just where the threshold falls."""
+    rows = (1000, 1700)
+    zeros = {f"w{i}": np.zeros(rows, ml_dtypes.bfloat16) for i in range(8)}
+    ws.save_checkpoint(tmp_path / "base", zeros)
+    for seed, name in enumerate("ab"):
+        generator = np.random.default_rng(seed)
+        model = {}
+        for tensor in zeros:
+            values = generator.normal(size=rows) * 2.0**-12
+            values[generator.random(rows) < 0.33] = 0.25
+            model[tensor] = values.astype(ml_dtypes.bfloat16)
+        ws.save_checkpoint(tmp_path / name, model)
+    recipe = {
+        "merge_method": "ties",
+        "base_model": str(tmp_path / "base"),
+        "models": [{"model": str(tmp_path / name)} for name in "ab"],
+        "parameters": {"weight": 1, "density": 0.1},
+    }
+    command = [sys.executable, "-c", MANY, json.dumps(recipe), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 256_000_000
 
 
 def small_tensors(folder: Path, count: int) -> None:
