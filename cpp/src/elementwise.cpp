@@ -80,7 +80,8 @@ void nearswap_block(Deltas<Real>& block, const ConstBuffer& w, const Buffer& out
     const Real size = std::fabs(delta[x]);
     const Real share = t / (size < smallest ? smallest : size);
     const Real moved = base[x] + share * delta[x];
-    const Real inside = share <= Real{0} ? base[x] : moved;
+    const bool stays = (share <= Real{0}) | (size == Real{0});  // -0 + 0 would be 0
+    const Real inside = stays ? base[x] : moved;
     result[x] = share >= Real{1} ? whole[x] : inside;
   }
   narrow<Real>(out.element, result, out.at(start), count);

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -28,6 +28,7 @@ ONES = np.ones(4, np.float32)
 
 
 @given(arrays.arrays(np.float32, 9, elements=NUMBERS), st.floats(0, 5))
+@example(np.full(9, -0.0, np.float32), 1.2e-38)
 def test_equal_models_are_the_base_bit_for_bit(base: np.ndarray, number: float) -> None:
     """Signed zeros included, whatever the parameters."""
     twins = [base.copy(), base.copy()]
