@@ -93,6 +93,8 @@ def located(recipe: Mapping[str, Any], models: Path) -> dict[str, Any]:
 
 
 def merged(recipe: Mapping[str, Any], models: Path, out: Path, **keys: Any) -> Merged:
+    if recipe.keys() & {"tokenizer", "tokenizer_source"}:
+        pytest.importorskip("tokenizers")
     ws.merge_checkpoints(located(recipe, models), out, **keys)
     found = {}
     with ws.open_checkpoint(out) as checkpoint:

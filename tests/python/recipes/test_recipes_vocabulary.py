@@ -168,7 +168,7 @@ def test_new_tokens_keep_the_flags_of_the_model_that_has_them(model):
 
 
 def test_the_merged_tokenizer_reads_the_bases_text_as_before(model):
-    from tokenizers import Tokenizer
+    Tokenizer = pytest.importorskip("tokenizers").Tokenizer
 
     paths = [model("a", A), model("b", ["<unk>", "maybe"], ["<|x|>"])]
     vocabulary, *_ = planned({"tokenizer_source": "union"}, *paths)
