@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from weightshare.merging.elements import added
 from weightshare.merging.linear import WEIGHT, check_weights, mix_tile, normalized
 from weightshare.merging.method import Method, Parameter, Pass, Settings, Survey, Tensor, Tile
 from weightshare.merging.selection import Cut, find_cuts, first_digits, ranking_bytes, refine_cuts
@@ -113,7 +114,7 @@ class Recipe:
             coefficients=factors,
             votes=factors,
             weights=weights if settings.shared["normalize"] else [],
-            tiny=_ROUNDING * sum(abs(weight) for weight in weights) if mixed else 0.0,
+            tiny=_ROUNDING * added(abs(weight) for weight in weights) if mixed else 0.0,
             strength=strength,
         )
 
@@ -183,7 +184,7 @@ def _survey_sce(tensor: Tensor) -> Survey:
         return sparse
     _, squares = total_norms((yield norms(sparse, range(n), 2)))
     means = [square / tensor.size for square in squares]
-    total = sum(means)
+    total = added(means)
     if abs(total) < _SCE_LEAST:
         return sparse
     return replace(sparse, scales=tuple(mean / total for mean in means))

@@ -56,3 +56,19 @@ def promoted(codes: Iterable[str]) -> str:
     if len(different) == 1:
         return different.pop()
     return "F64" if "F64" in different else "F32"
+
+
+def added(values: Iterable[float]) -> float:
+    """Return the sum from left to right, each step rounded: the same on every version of Python.
+
+    The built-in ``sum`` compensates rounding errors since Python 3.12.
+
+    Examples
+    --------
+    >>> added([1.0, 1e100, 1.0, -1e100])
+    0.0
+    """
+    total = 0.0
+    for value in values:
+        total += value
+    return total

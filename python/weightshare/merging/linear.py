@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightshare.merging.elements import Array
+from weightshare.merging.elements import Array, added
 from weightshare.merging.method import Method, Parameter, Settings, Tile
 
 # A sum of weights this small beside the weights themselves is a cancelled sum, not a divisor.
@@ -18,7 +18,7 @@ def normalized(settings: Settings) -> list[float]:
     weights = settings.of_models("weight")
     if not settings.shared["normalize"]:
         return weights
-    total = sum(weights)
+    total = added(weights)
     return [weight / total for weight in weights]
 
 
@@ -48,12 +48,12 @@ def weights_problem(weights: Sequence[float], switch: str) -> str | None:
     --------
     >>> weights_problem([1.0, 2.0], "normalize")
     """
-    if not np.isfinite(sum(weights)):
+    if not np.isfinite(added(weights)):
         return (
             f"the sum of the weights {', '.join(f'{weight:g}' for weight in weights)} overflows, so"
             " they cannot be normalised; give smaller weights"
         )
-    if abs(sum(weights)) > _CANCELLED * sum(abs(weight) for weight in weights):
+    if abs(added(weights)) > _CANCELLED * added(abs(weight) for weight in weights):
         return None
     return (
         f"the weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero, so they cannot"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from weightshare.merging.elements import Array
+from weightshare.merging.elements import Array, added
 from weightshare.merging.gram import Gram, clamped, gram_of, norm
 from weightshare.merging.linear import WEIGHT, mix_tile, weights_problem
 from weightshare.merging.method import (
@@ -192,7 +192,7 @@ def _weights_multislerp(settings: Settings) -> list[float]:
     weights = settings.of_models("weight")
     if not settings.shared["normalize_weights"]:
         return weights
-    total = sum(weights)
+    total = added(weights)
     return [weight / total for weight in weights]
 
 
@@ -234,10 +234,10 @@ def multislerp_coefficients(gram: Gram, weights: Sequence[float], eps: float) ->
         for weight, length in zip(weights, lengths, strict=True)
     ]
     length = norm(_quadratic(gram, shares))
-    reach = sum(abs(share) * long for share, long in zip(shares, lengths, strict=True))
+    reach = added(abs(share) * long for share, long in zip(shares, lengths, strict=True))
     if length < eps or length <= _CANCELLED * reach:
         return list(weights)
-    scale = sum(weight * long for weight, long in zip(weights, lengths, strict=True))
+    scale = added(weight * long for weight, long in zip(weights, lengths, strict=True))
     return [scale * share / length for share in shares]
 
 
@@ -295,7 +295,7 @@ def karcher_coefficients(gram: Gram, max_iter: int, tol: float) -> list[float]:
         if not math.isnan(cosines[place][place]):
             cosines[place][place] = 1.0
     mean = _karcher_direction(cosines, max_iter, tol)
-    scale = sum(lengths) / n
+    scale = added(lengths) / n
     coefficients = [0.0] * n
     for place, i in enumerate(alive):
         coefficients[i] = scale * mean[place] / lengths[i]
